@@ -1,0 +1,58 @@
+"""What every test stands on: eight emulated CPU devices, no rank promotion, a compile cache, and nothing written at home."""
+
+import os
+import pathlib
+import signal
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+# All of this must stand before jax is imported, and reaches the programs that tests start. jax itself is not imported
+# here: the tests of the ground need none of it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # adding [T] to [B, T] by accident is an error
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+# Compiled programs are kept from one test run to the next, outside the home folder and outside the repository; a
+# folder of that name that someone else made is not trusted.
+_cache = pathlib.Path(tempfile.gettempdir()) / f"lmtiny-test-compile-cache-{os.getuid()}"
+_cache.mkdir(mode=0o700, exist_ok=True)
+if _cache.stat().st_uid == os.getuid() and not _cache.is_symlink():
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# A test run in the background (`pytest &`) has Ctrl-C ignored, and so would have the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """Returns an empty home folder, that of all tests and of the programs they start."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+        patch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes away what would make a test's output depend on where it runs."""
+    for name in ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LMTINY_COORDINATOR", "LMTINY_NUM_PROCESSES", "LMTINY_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> pathlib.Path:
+    """Returns the folder that LMTINY_TEST_DATA names (texts and benchmarks too large for the repository), or skips the test."""
+    named = os.environ.get("LMTINY_TEST_DATA")
+    if not named:
+        pytest.skip("LMTINY_TEST_DATA is not set: it names a folder of texts that are not in the repository")
+    folder = pathlib.Path(named)
+    assert folder.is_dir(), f"LMTINY_TEST_DATA={named} is no folder"
+    return folder

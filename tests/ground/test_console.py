@@ -1,0 +1,222 @@
+"""console: readable numbers, tables, progress on a pipe and on a terminal, and how a program ends."""
+
+import os
+import pathlib
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lmtiny import console
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "shown"),
+    [
+        (0, "", "0"),
+        (999, "steps", "999 steps"),
+        (1000, "", "1 k"),
+        (999_999, "tokens", "1 M tokens"),
+        (12_345_678, "tokens", "12.3 M tokens"),
+        (12_345_678, "B", "12.3 MB"),
+        (999.7, "", "1 k"),
+        (0.00031, "", "0.00031"),
+        (1.9e14, "FLOP/s", "190 TFLOP/s"),
+        (-2500, "", "-2.5 k"),
+        (float("nan"), "", "nan"),
+        (float("-inf"), "B", "-inf B"),
+        (3.5, "B", "3.5 B"),
+    ],
+)
+def test_human(number: float, unit: str, shown: str) -> None:
+    assert console.human(number, unit) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.035, "35 ms"),
+        (4.24, "4.2 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (3 * 86400 + 4 * 3600, "3 d 04 h"),
+        (float("inf"), "unknown"),
+    ],
+)
+def test_duration(seconds: float, shown: str) -> None:
+    assert console.duration(seconds) == shown
+
+
+def test_table_aligns_and_sets_numbers_to_the_right() -> None:
+    assert console.table(["step", "name"], [[1, "a"], [200, "b\x1b[2J\nc"]]).splitlines() == [
+        "step  name",
+        "----  -------",
+        "   1  a",
+        " 200  b\N{REPLACEMENT CHARACTER}[2J c",
+    ]
+    with pytest.raises(ValueError, match="a row of 1 cells under 2 headers"):
+        console.table(["a", "b"], [["x"]])
+
+
+def test_say_lets_no_escape_sequence_through(capsys: pytest.CaptureFixture[str]) -> None:
+    console.say("tab\tok \x1b]0;title\x07 \x9b31m [bold]é")
+    assert capsys.readouterr().out.replace("\N{REPLACEMENT CHARACTER}", "?") == "tab\tok ?]0;title? ?31m [bold]é\n"
+
+
+def test_a_silent_process_says_nothing_but_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    console.silence()
+    try:
+        console.say("x")
+        with console.progress("read", 10, "rows") as shown:
+            shown.update(10)
+        console.warn("look")
+    finally:
+        console.silence(False)
+    assert capsys.readouterr() == ("", "lmtiny: warning: look\n")
+
+
+def test_progress_on_a_pipe_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with console.progress("train", 2000, "steps", start=1000) as shown:
+        for step in range(1001, 1051):
+            now[0] += 0.25
+            shown.update(step, loss=2.34567, time="3 s")
+    lines = capsys.readouterr().out.splitlines()
+    # 12.5 s at 4 steps/s counted from the start, not from zero: two lines on the way, one at the end
+    assert lines == [
+        "train: 1,020/2,000 steps, 4 steps/s, 4 min 05 s left, loss 2.346, time 3 s",
+        "train: 1,040/2,000 steps, 4 steps/s, 4 min 00 s left, loss 2.346, time 3 s",
+        "train: 1,050/2,000 steps in 12 s, 4 steps/s, loss 2.346, time 3 s",
+    ]
+
+
+def test_the_rate_shown_is_a_recent_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with console.progress("train", None, "steps") as shown:
+        now[0] += 100  # the first step compiles
+        for step in range(1, 101):
+            now[0] += 1
+            shown.update(step)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "train: 96 steps, 1 steps/s"
+    assert lines[-1] == "train: 100 steps in 3 min 20 s, 0.5 steps/s"
+
+
+def test_the_rate_forgets_what_was_long_ago(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with console.progress("train", None, "steps") as shown:
+        for step, took in ((10, 10), (20, 10), (30, 60), (40, 60)):
+            now[0] += took
+            shown.update(step)
+    assert capsys.readouterr().out.splitlines()[-2] == "train: 40 steps, 0.167 steps/s"
+
+
+def test_progress_that_fails_says_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="^boom$"), console.progress("read", 3e8, "bytes") as shown:
+        shown.update(1.5e8)
+        raise RuntimeError("boom")
+    assert capsys.readouterr().out.startswith("read: stopped at 150 M/300 M bytes in ")
+
+
+SHOW = """
+import time
+from lmtiny import console
+with console.progress("train", 4, "steps") as shown:
+    for step in range(4):
+        time.sleep(0.12)
+        shown.update(step + 1, loss=2.5)
+        if step == 1:
+            console.say("a line [bold]with brackets[/]")
+"""
+
+
+def on_a_terminal(code: str, **environment: str) -> tuple[int, str]:
+    """Returns (exit code, all that a terminal received) of a Python program."""
+    master, slave = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR", "COLUMNS")}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=slave, stderr=slave, env={**clean, "TERM": "xterm", **environment})
+    os.close(slave)
+    received = b""
+    try:
+        while chunk := os.read(master, 4096):
+            received += chunk
+    except OSError:  # Linux tells the end of a terminal so
+        pass
+    os.close(master)
+    return process.wait(timeout=30), received.decode()
+
+
+def test_progress_on_a_terminal_is_a_bar_that_leaves_one_line() -> None:
+    code, received = on_a_terminal(SHOW, COLUMNS="100")
+    assert code == 0
+    assert "━" in received and "2/4 steps" in received
+    assert "a line [bold]with brackets[/]" in received
+    last = received.rpartition("\x1b[2Ktrain: ")[2]
+    assert last.startswith("4/4 steps in ") and "━" not in last
+    assert received.count("\x1b[?25l") == received.count("\x1b[?25h") == 1  # the cursor is hidden, and comes back
+
+
+def test_no_color_is_honoured() -> None:
+    colour = re.compile(r"\x1b\[[0-9;]*m")
+    assert colour.search(on_a_terminal(SHOW)[1])
+    assert not colour.search(on_a_terminal(SHOW, NO_COLOR="1")[1])
+
+
+@pytest.mark.parametrize("environment", [{"CI": "true"}, {"TERM": "dumb"}], ids=["ci", "dumb"])
+def test_no_control_code_in_ci_or_on_a_dumb_terminal(environment: dict[str, str]) -> None:
+    code, received = on_a_terminal(SHOW, **environment)
+    assert code == 0 and "\x1b" not in received and "train: 4/4 steps in " in received
+
+
+def run(body: str, **options: str) -> subprocess.CompletedProcess[str]:
+    code = f"from lmtiny import console\nfrom lmtiny.errors import UserError\ndef main():\n    {body}\nconsole.run_main(main)\n"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, **options})
+
+
+def test_a_user_error_is_one_line_and_exit_1() -> None:
+    ended = run("raise UserError('no file\\n  x')")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "lmtiny: error: no file x\n")
+
+
+def test_another_exception_keeps_its_traceback() -> None:
+    ended = run("raise ValueError('why')")
+    assert ended.returncode == 1 and ended.stderr.startswith("Traceback") and ended.stderr.endswith("ValueError: why\n")
+
+
+def test_exit_codes_of_a_main_that_returns() -> None:
+    assert run("return None").returncode == 0
+    assert run("return 3").returncode == 3
+    assert run("raise SystemExit(4)").returncode == 4
+
+
+def test_ctrl_c_is_a_line_and_exit_130() -> None:
+    ended = run(f"import os, time; os.kill(os.getpid(), {int(signal.SIGINT)}); time.sleep(9)")
+    assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted\n")
+
+
+def test_a_reader_that_went_away_is_no_complaint(tmp_path: pathlib.Path) -> None:
+    program = tmp_path / "program.py"
+    body = "def main():\n    print('x\\n' * 100_000)\n    raise SystemExit(0)\n"
+    program.write_text(f"from lmtiny import console\n{body}console.run_main(main)\n")
+    ended = subprocess.run(f"'{sys.executable}' '{program}' | head -1", shell=True, capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.stderr) == ("x\n", "")
+
+
+def test_an_ascii_terminal_ends_no_run() -> None:
+    ended = run("console.say('Ωμέγα')", PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stdout) == (0, "?????\n")
+
+
+def test_importing_the_console_loads_no_rich_and_no_jax() -> None:
+    code = "import sys, lmtiny.console, lmtiny.run_log, lmtiny.command_line\n"
+    code += "print({'rich', 'jax', 'matplotlib', 'tensorboardX'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "set()\n"

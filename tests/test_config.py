@@ -1,0 +1,107 @@
+"""Knobs: declared once, strict in names and types, refused in one line where they cannot work."""
+
+import json
+
+import pytest
+
+from lmtiny import config as config_lib
+from lmtiny.errors import UserError
+
+FILE = "import ml_collections\nfrom lmtiny.config import defaults\ndef get_config():\n    config = defaults()\n    {}\n    return config\n"
+
+
+def load(tmp_path, body="pass", overrides=None):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE.format(body))
+    return config_lib.load(str(path), overrides)
+
+
+def test_overrides_and_the_name(tmp_path):
+    config = load(tmp_path, "config.model.width = 128", {"optimizer.learning_rate": "3e-4", "train.num_steps": "1_000", "model.qk_norm": "false"})
+    assert (config.name, config.model.width, config.optimizer.learning_rate) == ("mine", 128, 3e-4)
+    assert config.train.num_steps == 1000 and type(config.train.num_steps) is int
+    assert config.model.qk_norm is False
+    assert load(tmp_path, overrides={"evaluation.prompts": '["a", "b"]'}).evaluation.prompts == ("a", "b")
+    assert load(tmp_path, overrides={"optimizer.learning_rate": "1"}).optimizer.learning_rate == 1.0
+
+
+def test_json_gives_the_config_back(tmp_path):
+    config = load(tmp_path, "config.model.mlp_ratio = 8960 / 1536")
+    again = config_lib.from_dict(json.loads(config_lib.to_json(config)), "config.json")
+    assert again.to_dict() == config.to_dict()
+    assert config_lib.digest(config, "model") == config_lib.digest(again, "model")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optimizer.learning_rat": "1"}, "no 'optimizer.learning_rat'; did you mean optimizer.learning_rate?"),
+        ({"learning_rate": "1"}, "did you mean optimizer.learning_rate?"),
+        ({"model": "1"}, "config has no 'model'"),
+        ({"train.num_steps": "many"}, "train.num_steps: 'many' is not a whole number"),
+        ({"train.num_steps": "1.5"}, "train.num_steps: '1.5' is not a whole number"),
+        ({"train.num_steps": "nan"}, "train.num_steps: 'nan' is not a whole number"),
+        ({"model.qk_norm": "1"}, "model.qk_norm: '1' is not true or false"),
+        ({"optimizer.learning_rate": "inf"}, "optimizer.learning_rate: 'inf' is not a number"),
+        ({"evaluation.prompts": "[1]"}, "is not a list of texts"),
+        ({"optimizer.name": "sgd"}, "optimizer.name = 'sgd' must be one of adamw, muon"),
+        ({"model.dropout": "0.95"}, "model.dropout = 0.95 must lie within 0 and 0.9"),
+        ({"model.num_heads": "3"}, "model.width = 256 is not divisible by model.num_heads = 3"),
+        ({"model.num_kv_heads": "3"}, "model.num_heads = 4 is not divisible by model.num_kv_heads = 3"),
+        ({"model.head_dim": "7"}, "rotary positions need an even head size, not 7"),
+        ({"train.accumulation": "5"}, "train.batch_size = 32 is not divisible by train.accumulation = 5"),
+        ({"data.row_length": "128"}, "model.context_length = 256 is longer than the rows, data.row_length = 128"),
+        ({"data.row_length": "300"}, "data.row_length = 300 is not a multiple of model.context_length = 256"),
+        ({"tokenizer.vocab_size": "5000000000"}, "is above what a shard holds"),
+        ({"corpus.kind": "files"}, "corpus.kind = 'files' needs corpus.path"),
+        ({"corpus.path": "x"}, "add --config.corpus.kind=files"),
+        ({"model.window_pattern": "SSL"}, "has an S but model.window is 0"),
+        ({"model.window_pattern": "XL"}, "must be made of the letters SL"),
+        ({"optimizer.warmup_steps": "2000"}, "is more than train.num_steps = 1000"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_in_one_line(tmp_path, overrides, message):
+    with pytest.raises(UserError) as error:
+        load(tmp_path, overrides=overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("config.model.widht = 3", "widht"),
+        ("config.model.width = 'wide'", "TypeError"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("return 7", "get_config() must return a config, not int"),
+        ("return {'model': {'widht': 3}}", "no 'model.widht'; did you mean model.width?"),
+    ],
+)
+def test_mistakes_in_a_config_file_are_told_with_its_name(tmp_path, body, message):
+    with pytest.raises(UserError) as error:
+        load(tmp_path, body)
+    assert message in str(error.value) and "mine.py" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path):
+    load(tmp_path)
+    with pytest.raises(UserError, match=r"no config file .*did you mean .*mine\.py"):
+        config_lib.load(str(tmp_path / "mime.py"))
+
+
+def test_what_a_resumed_run_may_change(tmp_path):
+    config = load(tmp_path)
+    same = load(tmp_path, overrides={"log.every": "3", "parallel.fsdp": "2", "data.dir": "x", "train.num_steps": "2000", "name": "other"})
+    assert config_lib.changed_on_resume(config, same) == []
+    other = load(tmp_path, overrides={"seed": "3", "model.width": "128"})
+    assert config_lib.changed_on_resume(config, other) == ["seed: 0 -> 3", "model.width: 256 -> 128"]
+
+
+def test_every_knob_is_described_once():
+    names = [name for name, _ in config_lib.knobs()]
+    assert len(names) == len(set(names)) > 60
+    for name, knob in config_lib.knobs():
+        assert knob.meaning and not knob.check(knob.default), name
+        assert type(knob.default) is knob.type, name
