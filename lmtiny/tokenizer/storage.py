@@ -1,0 +1,158 @@
+"""A tokenizer on disk: two plain text files, checked byte by byte when they are read.
+
+`lmtiny_tokenizer.json` says kind, split pattern, special tokens, hash and provenance; `tokens.tiktoken` has a line
+"base64-of-the-token id" for each token but the special ones (the format of tiktoken's own files).  What is read is
+data from a stranger: nothing in it is executed, unpickled or used as a regular expression.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from lmtiny.errors import UserError
+from lmtiny.tokenizer.encoders import BLOCK
+from lmtiny.tokenizer.vocabulary import KINDS, SMALLEST, SPECIAL_TOKENS, SPLIT_PATTERN, problem_with
+
+FORMAT = 1
+DESCRIPTION_FILE = "lmtiny_tokenizer.json"
+TOKENS_FILE = "tokens.tiktoken"
+_MAX_BYTES = {DESCRIPTION_FILE: 16 << 20, TOKENS_FILE: 256 << 20}
+
+
+def content_hash(kind: str, tokens: Sequence[bytes]) -> str:
+    """Returns the SHA-256 (hex) of all that decides which ids a text becomes, and of nothing else."""
+    return _content(kind, tokens)["hash"]
+
+
+def write(folder: str | os.PathLike[str], kind: str, tokens: Sequence[bytes], provenance: dict[str, Any]) -> None:
+    """Writes a tokenizer into `folder`, which is made if need be; each file is written aside and then renamed.
+
+    Raises:
+      TypeError, ValueError: `provenance` is not JSON.
+      UserError: the folder cannot be written.
+    """
+    # The tokens go first: were the second rename never to happen, the old description would refuse the new tokens.
+    description = _sealed({**_content(kind, tokens), "provenance": provenance})
+    files = {TOKENS_FILE: _token_lines(tokens), DESCRIPTION_FILE: description}
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for name, content in files.items():
+            path = pathlib.Path(folder, name)
+            aside = path.with_name(f".{name}.{os.getpid()}")
+            with open(aside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+    except OSError as error:
+        raise UserError(f"cannot write the tokenizer to {folder}: {error.strerror}") from error
+
+
+def read(folder: str | os.PathLike[str]) -> tuple[str, list[bytes], dict[str, Any]]:
+    """Returns (kind, tokens without the special ones, provenance) of the tokenizer in `folder`.
+
+    Raises:
+      UserError: it is not there, is of another format, was altered, or is no tokenizer.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"no tokenizer folder {str(folder)!r}")
+    path = pathlib.Path(folder, DESCRIPTION_FILE)
+    raw = _file_bytes(path)
+    description = _checked_description(raw, path)
+    tokens_path = pathlib.Path(folder, TOKENS_FILE)
+    token_lines = _file_bytes(tokens_path)
+    if hashlib.sha256(token_lines).hexdigest() != description.get("tokens_sha256"):
+        raise UserError(f"{tokens_path} was altered or damaged: its hash is not the one in {DESCRIPTION_FILE}")
+    tokens = _parsed_lines(token_lines, tokens_path)
+    kind, provenance = description.get("kind"), description.get("provenance")
+    if kind not in KINDS:
+        raise UserError(f"{path} has kind {_short(kind)}; this lmtiny knows {', '.join(KINDS)}")
+    if problem := problem_with(kind, tokens):
+        raise UserError(f"{tokens_path} is no {kind} vocabulary: {problem}")
+    if not isinstance(provenance, dict) or _sealed({**_content(kind, tokens), "provenance": provenance}) != raw:
+        raise UserError(f"{path} does not describe the tokens beside it, or was made with another split or other special tokens")
+    return kind, tokens, provenance
+
+
+def _checked_description(raw: bytes, path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object in `raw`; raises UserError if it is of another format or a byte of it was altered."""
+    try:
+        description = json.loads(raw)
+        if not isinstance(description, dict) or "format" not in description:
+            raise UserError(f"{path} does not describe a tokenizer")
+        if description["format"] != FORMAT:
+            raise UserError(f"{path} has format {_short(description['format'])}; this lmtiny reads format {FORMAT}")
+        # Comparing with what would be written now leaves no byte unchecked, spaces and doubled keys included.
+        if _sealed({name: value for name, value in description.items() if name != "checksum"}) != raw:
+            raise UserError(f"{path} was altered or damaged: its checksum is not that of its content")
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, NaN, brackets without end
+        raise UserError(f"{path} is not JSON: damaged, or not written by lmtiny") from None
+    return description
+
+
+def _content(kind: str, tokens: Sequence[bytes]) -> dict[str, Any]:
+    """Returns the description without provenance: what decides the ids, and the hash of that."""
+    decides = {
+        "format": FORMAT,
+        "kind": kind,
+        "vocab_size": len(tokens) + len(SPECIAL_TOKENS),
+        "pattern": SPLIT_PATTERN if kind == "bpe" else "",
+        "block": BLOCK if kind == "bpe" else 0,
+        "special": {name: len(tokens) + index for index, name in enumerate(SPECIAL_TOKENS)},
+        "tokens_sha256": hashlib.sha256(_token_lines(tokens)).hexdigest(),
+    }
+    return {**decides, "hash": hashlib.sha256(_json(decides)).hexdigest()}
+
+
+def _sealed(description: dict[str, Any]) -> bytes:
+    """Returns the JSON of `description` with a checksum of its own at the end."""
+    return _json({**description, "checksum": hashlib.sha256(_json(description)).hexdigest()})
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _token_lines(tokens: Sequence[bytes]) -> bytes:
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens))
+
+
+def _parsed_lines(lines: bytes, path: pathlib.Path) -> list[bytes]:
+    """Returns the tokens of a `tokens.tiktoken`; raises UserError where a line is not the one that `write` makes."""
+    tokens: list[bytes] = []
+    for rank, line in enumerate(lines.split(b"\n")[:-1]):
+        word, _, number = line.partition(b" ")
+        try:
+            token = base64.b64decode(word, validate=True)
+        except binascii.Error:
+            raise UserError(f"{path}, line {rank + 1}: not base64") from None
+        if number != b"%d" % rank or base64.b64encode(token) != word:
+            raise UserError(f"{path}, line {rank + 1}: expected a token in base64, a space and {rank}")
+        tokens.append(token)
+    if len(tokens) + len(SPECIAL_TOKENS) < SMALLEST or not lines.endswith(b"\n"):
+        raise UserError(f"{path} is cut short")
+    return tokens
+
+
+def _file_bytes(path: pathlib.Path) -> bytes:
+    limit = _MAX_BYTES[path.name]
+    try:
+        if not path.is_file():
+            raise UserError(f"no tokenizer in {str(path.parent)!r}: {path.name} is missing")
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > limit:
+        raise UserError(f"{path} is too large for a tokenizer: more than {limit} bytes")
+    return content
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
