@@ -1,0 +1,105 @@
+"""What flows out of this room: documents, in units of work that can be read one by one, by any process, again and again."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypedDict
+
+READER_VERSION = 1  # goes into every fingerprint: raise it when the same bytes give other documents
+
+
+class Document(TypedDict):
+    """A text with the source it is counted under and an id that finds it again; both are names relative to the corpus."""
+
+    text: str
+    source: str
+    id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A piece of the corpus that one process reads at a time.
+
+    `fingerprint` (hex) changes when its documents may have changed; `read` is picklable and yields cleaned, non-empty
+    documents in a fixed order; `held_out` units go to validation as a whole; `num_bytes` is the size of what is read.
+    """
+
+    name: str
+    fingerprint: str
+    num_bytes: int
+    read: Callable[[], Iterator[Document]]
+    held_out: bool = False
+
+
+# C0 and C1 control characters but tab and newline, the byte order mark, and lone surrogates (a JSON escape may hold one).
+_UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ud800-\udfff]+")
+_WANTED = re.compile("[\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\U0010ffff]*")  # the rest: ten times faster to be sure of
+
+
+def clean(text: str) -> str:
+    """Returns the text with LF line ends, without control characters, trailing blanks and surrounding empty lines.
+
+    Nothing else is changed: no Unicode normalisation, no re-wrapping. Cleaning twice is cleaning once.
+    """
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not _WANTED.fullmatch(text):
+        text = _UNWANTED.sub("", text)
+    if " \n" in text or "\t\n" in text:
+        text = "\n".join(line.rstrip(" \t") for line in text.split("\n"))
+    return text.rstrip().lstrip("\n")
+
+
+def cleaned(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yields the documents with their text cleaned; those of which nothing is left are dropped."""
+    for document in documents:
+        text = clean(document["text"])
+        if text:
+            yield {"text": text, "source": document["source"], "id": document["id"]}
+
+
+def content_hash(text: str) -> int:
+    """Returns the 64-bit hash that a document is split and deduplicated by."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def digest(*parts: object) -> str:
+    """Returns 32 hex digits that depend on every one of `parts` (by their repr)."""
+    return hashlib.sha256(repr((READER_VERSION, parts)).encode()).hexdigest()[:32]
+
+
+def sections(text: str, size: int) -> Iterator[str]:
+    """Yields the text in pieces of about equal length, none much above `size` bytes of UTF-8.
+
+    A cut is made at a blank line where there is one, or else at a line end, or else between two characters, in this
+    order of preference, looking back over half a piece. The pieces joined are the text.
+    """
+    data, start = text.encode(), 0
+    while start < len(data):
+        remaining = len(data) - start
+        pieces = -(-remaining // size)
+        end = len(data) if pieces == 1 else cut_before(data, start, start + -(-remaining // pieces))
+        yield data[start:end].decode()
+        start = end
+
+
+def cut_before(data: bytes, start: int, goal: int) -> int:
+    """Returns the best place in (start, goal] to cut UTF-8 `data` at, as `sections` says."""
+    middle = start + (goal - start) // 2
+    for mark in (b"\n\n", b"\n"):
+        found = data.rfind(mark, middle, goal)
+        if found >= 0:
+            return min(found + len(mark), goal)
+    end = goal
+    while end > start and _continues(data, end):
+        end -= 1
+    if end == start:  # a single character is longer than the piece
+        end = goal
+        while _continues(data, end):
+            end += 1
+    return end
+
+
+def _continues(data: bytes, at: int) -> bool:
+    return at < len(data) and data[at] & 0xC0 == 0x80

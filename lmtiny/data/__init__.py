@@ -1,0 +1,7 @@
+"""Ids -> batches: packing into rows, shards on disk, and (in `lmtiny.data.loader`, which needs grain) the loader."""
+
+from lmtiny.data.preparation import prepare
+from lmtiny.data.rows import positions, segments, target_mask
+from lmtiny.data.shards import Prepared, verify
+
+__all__ = ["Prepared", "positions", "prepare", "segments", "target_mask", "verify"]

@@ -1,0 +1,89 @@
+"""Parts of a preparation on disk: written aside, then renamed, so that what has its name is whole.
+
+A part's name holds the key of all that it depends on. So a run that was killed finds what it had finished, and never
+takes a part of another corpus, tokenizer or setting for its own.
+"""
+
+import os
+import pathlib
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+import numpy as np
+
+from lmtiny import console
+
+ASIDE = ".aside-"  # in the name of what is not finished
+
+
+@contextmanager
+def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path beside `path` to write a file or a folder at; it is renamed to `path` when the block ends well."""
+    aside = path.with_name(f"{path.name}{ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield aside
+        if aside.is_dir() and path.exists():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Yields a file to write `path` through; nothing has that name before the block ends well and the data is on disk."""
+    with written(path) as aside, open(aside, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save(path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes the array as `path` (.npy)."""
+    with opened(path) as file:
+        np.save(file, array)
+
+
+@contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Holds `folder` for this process alone; waits, and says so, while another has it. A killed process holds nothing.
+
+    Where the system or the file system knows no such locks, nothing is held: parts have unique names until they are
+    whole, and equal names mean equal bytes, so two processes then only do the work twice.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "ab") as file:
+        told = False
+        while not _try_lock(file):
+            if not told:
+                console.say(f"{folder} is being prepared by another process; waiting for it")
+                told = True
+            time.sleep(0.2)
+        yield  # closing the file, or dying, lets go
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network file system without locks
+        return True
+    return True
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Removes what killed processes left unfinished in `folder`; to be called by the one that holds the lock."""
+    for path in folder.glob(f"*{ASIDE}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""The same function for many jobs: in this process, or in several when there is enough to do."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+from lmtiny import console
+from lmtiny.errors import UserError
+
+PAYS_FROM_BYTES = 16 << 20  # below, starting processes takes longer than they save
+
+Run = Callable[[str, Callable[..., None], Sequence[tuple[Any, ...]], Sequence[int]], None]
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def workers(num_processes: int, num_jobs: int, num_bytes: int) -> Iterator[Run]:
+    """Yields `run(what, function, jobs, sizes)`: calls function(*job) for each job, showing progress in bytes.
+
+    `num_processes` 0 means one a core if the `num_bytes` of the work pay for it. What a job makes, it leaves on disk:
+    the result cannot depend on who did it.
+
+    Raises:
+      UserError: that of a job, or that a process died.
+    """
+    count = min(num_processes or (cores() if num_bytes >= PAYS_FROM_BYTES else 1), num_jobs)
+    if count <= 1:
+        yield _here
+        return
+    # Spawned, not forked: the caller may have threads (JAX has). They end with this process, even when it is killed.
+    context = multiprocessing.get_context("spawn")
+    executor = concurrent.futures.ProcessPoolExecutor(count, context, _start_worker)
+
+    def run(what: str, function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], sizes: Sequence[int]) -> None:
+        if not jobs:
+            return
+        with console.progress(what, sum(sizes), "bytes") as shown:
+            done = 0
+            # Largest first: a large job that starts last keeps all others waiting.
+            order = sorted(range(len(jobs)), key=lambda job: -sizes[job])
+            futures = {executor.submit(function, *jobs[job]): sizes[job] for job in order}
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+                done += futures[future]
+                shown.update(done)
+
+    try:
+        yield run
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that prepares data died: for want of memory, or because a script that calls prepare() lacks"
+            " `if __name__ == '__main__':`; --config.data.num_processes=1 starts none; what is finished is kept"
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _here(what: str, function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], sizes: Sequence[int]) -> None:
+    if not jobs:
+        return
+    with console.progress(what, sum(sizes), "bytes") as shown:
+        done = 0
+        for job, size in zip(jobs, sizes, strict=True):
+            function(*job)
+            done += size
+            shown.update(done)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

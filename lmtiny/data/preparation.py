@@ -1,0 +1,261 @@
+"""Raw text -> tokenizer and shards of packed rows, resumable at every step.
+
+The steps: read the units of the corpus; choose the validation side and screen the training side against it; learn the
+tokenizer from what is left to train on; encode; pack; write shards. Each step's key names all that went into it.
+"""
+
+import errno
+import hashlib
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import ml_collections
+import numpy as np
+
+from lmtiny import config as config_module
+from lmtiny import console, corpus, tokenizer
+from lmtiny.corpus import Side, Unit, digest
+from lmtiny.data import parts, pool, publishing, shards, stages
+from lmtiny.data.shards import Prepared
+from lmtiny.errors import UserError
+
+Config: TypeAlias = ml_collections.ConfigDict
+Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
+Facts: TypeAlias = list[np.ndarray]  # for each unit, stages.FACTS of its documents
+NOT_WRITABLE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+WORK = "parts"  # folder of the unfinished, inside the prepared one
+
+
+def prepare(config: Config, rebuild: bool = False) -> Prepared:
+    """Returns the shards and the tokenizer that `config` asks for, made now unless they are there.
+
+    What a killed run had finished is used; the result does not depend on that, nor on the number of processes.
+
+    Raises:
+      UserError: the corpus cannot be used, the folder holds something else, or what it holds is damaged.
+    """
+    units = corpus.units(config)
+    given = tokenizer.load(config.tokenizer.path) if config.tokenizer.path else None
+    depends_on = _depends_on(config, units, given)
+    folder = pathlib.Path(config.data.dir) if config.data.dir else default_folder(config, given, depends_on)
+    if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
+        return found
+    try:
+        with parts.locked(folder):
+            if not rebuild and (found := _finished(folder, depends_on)):  # another process made it meanwhile, or was killed after that
+                shutil.rmtree(folder / WORK, ignore_errors=True)
+                return found
+            if rebuild:
+                _remove(folder)
+            (folder / WORK).mkdir(exist_ok=True)
+            parts.sweep(folder)
+            parts.sweep(folder / WORK)
+            _build(config, units, given, folder, depends_on)
+            shutil.rmtree(folder / WORK)
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        what_to_do = "what is finished is kept; --config.data.dir names another folder"
+        raise UserError(f"{folder} cannot be written: {error.strerror}; {what_to_do}") from error
+    return shards.read(folder)
+
+
+def row_length(config: Config) -> int:
+    """Returns T of the stored rows."""
+    return int(config.data.row_length or config.model.context_length)
+
+
+def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None) -> dict[str, Any]:
+    """Returns all that decides the bytes of the shards, by the name to tell it by; settings come before what follows from them."""
+    knobs = ["corpus.kind", "corpus.near_duplicate", "data.rows_per_shard"]
+    knobs += ["corpus.installed_packages"] if config.corpus.kind == "builtin" else ["corpus.section_bytes", "corpus.text_key"]
+    knobs += [] if config.corpus.validation_path else ["corpus.validation_fraction"]
+    knobs += [] if given else ["tokenizer.kind", "tokenizer.vocab_size", "tokenizer.sample_bytes"]
+    return {
+        "format": shards.FORMAT,
+        "T (data.row_length, or else model.context_length)": row_length(config),
+        **{name: config_module.get_knob(config, name) for name in knobs},
+        "tokenizer.path": given.hash[:16] if given else "",
+        "files held out (corpus.validation_path)": digest([unit.name for unit in units if unit.held_out])[:16],
+        "text of the corpus": digest([unit.fingerprint for unit in units])[:16],
+    }
+
+
+def default_folder(config: Config, given: tokenizer.Tokenizer | None, depends_on: dict[str, Any]) -> pathlib.Path:
+    """Returns prepared/<corpus>-<tokenizer>-T<row length>-<hash of what it depends on>."""
+    kind, size = (given.kind, given.vocab_size) if given else (config.tokenizer.kind, config.tokenizer.vocab_size)
+    return pathlib.Path("prepared") / f"{corpus.name(config)}-{kind}{size}-T{row_length(config)}-{digest(depends_on)[:8]}"
+
+
+def _finished(folder: pathlib.Path, depends_on: dict[str, Any]) -> Prepared | None:
+    """Returns what is in the folder if it is what is asked for, None if it is not finished, else raises UserError."""
+    if not (folder / shards.MANIFEST).exists():
+        return None
+    found = shards.read(folder)
+    there = found.manifest["depends_on"]
+    differing = [name for name in {**depends_on, **there} if there.get(name) != depends_on.get(name)]
+    if differing:
+        shown = "; ".join(f"{name} was {there.get(name)!r}, is {depends_on.get(name)!r}" for name in differing[:3])
+        raise UserError(f"{folder} was prepared from something else: {shown}; name another --config.data.dir, or {shards.REBUILD}")
+    return found
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Removes an earlier preparation, manifest first, and nothing else that may be in the folder."""
+    (folder / shards.MANIFEST).unlink(missing_ok=True)
+    for split in shards.SPLITS:
+        for file in folder.glob(f"{split}-*-of-*.array_record"):
+            file.unlink()
+    for inner in (WORK, shards.TOKENIZER):
+        shutil.rmtree(folder / inner, ignore_errors=True)
+
+
+def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None, folder: pathlib.Path, depends_on: dict[str, Any]) -> None:
+    work = folder / WORK
+    num_bytes = sum(unit.num_bytes for unit in units)
+    console.say(f"preparing {corpus.name(config)} ({console.human(num_bytes, 'B')} in {len(units)} units) in {folder}")
+    with pool.workers(config.data.num_processes, len(units), num_bytes) as run:
+        documents = _read(run, units, work)
+        documents, held_out = _at_least_two(documents, [unit.held_out for unit in units], config, work)
+        facts = [np.load(stages.facts_path(path)) for path in documents]
+        sides = _sides(run, documents, facts, held_out, config, work)
+        key = digest([path.name for path in sides])[:16]
+        _say_split(facts, sides)
+        tokenizer_folder = _tokenizer(config, given, documents, facts, sides, work / f"tokenizer-{digest(key, depends_on)[:16]}")
+        known = tokenizer.load(tokenizer_folder)
+        tokens = _encode(run, documents, facts, sides, tokenizer_folder, digest(key, known.hash)[:16], work)
+    shard_key = digest(key, known.hash, row_length(config), config.data.rows_per_shard)[:16]
+    splits = {
+        split: publishing.write_split(split, row_length(config), config, known, facts, sides, tokens, shard_key) for split in shards.SPLITS
+    }
+    manifest = {
+        "format": shards.FORMAT,
+        "corpus": corpus.name(config),
+        "corpus_hash": hashlib.sha256(np.concatenate([one["hash"] for one in facts]).tobytes()).hexdigest(),
+        "config_digest": digest(depends_on),
+        "tokenizer": {"kind": known.kind, "vocab_size": known.vocab_size, "hash": known.hash, "bos_id": known.bos_id},
+        "row_length": row_length(config),
+        "dtype": stages.token_dtype(known.vocab_size).str,
+        **_dropped(sides),
+        "splits": splits,
+        "sources": publishing.sources(tokens),
+        "depends_on": depends_on,
+    }
+    publishing.publish(folder, work, tokenizer_folder, shard_key, manifest)
+    publishing.say(manifest)
+
+
+def _read(run: pool.Run, units: list[Unit], work: pathlib.Path) -> Paths:
+    paths = [work / f"documents-{unit.fingerprint[:16]}.jsonl" for unit in units]
+    todo = [number for number, path in enumerate(paths) if not path.exists()]
+    run("reading", stages.read, [(units[n], paths[n]) for n in todo], [units[n].num_bytes for n in todo])
+    return paths
+
+
+def _at_least_two(paths: Paths, held_out: list[bool], config: Config, work: pathlib.Path) -> tuple[Paths, list[bool]]:
+    """Returns the parts and whether they are held out; a corpus of one document is cut in two, and that is said."""
+    if sum(len(np.load(stages.facts_path(path), mmap_mode="r")) for path in paths) != 1 or any(held_out):
+        return paths, held_out
+    document = next(document for path in paths for document in stages.documents_of(path))
+    halves = corpus.in_two(document["text"], config.corpus.validation_fraction)
+    console.say(f"the corpus is a single document: its last {len(halves[1].encode())} bytes become the validation text")
+    made = []
+    for part, text in zip(shards.SPLITS, halves, strict=True):
+        made.append(work / f"documents-{digest(document['id'], text)[:16]}.jsonl")
+        stages.write_documents([{**document, "text": text, "id": f"{document['id']}.{part}"}], made[-1])
+    return made, [False, True]
+
+
+def _sides(run: pool.Run, documents: Paths, facts: Facts, held_out: list[bool], config: Config, work: pathlib.Path) -> Paths:
+    """Returns, for each part, the file of its documents' sides, near-duplicates of held-out ones marked."""
+    threshold = config.corpus.near_duplicate
+    chosen = corpus.choose([one["hash"] for one in facts], held_out, config.corpus.validation_fraction)
+    key = digest([path.name for path in documents], hashlib.sha256(np.concatenate(chosen).tobytes()).hexdigest(), threshold)[:16]
+    paths = [work / f"sides-{path.stem.removeprefix('documents-')}-{key}.npy" for path in documents]
+    todo = [number for number, path in enumerate(paths) if not path.exists()]
+    if threshold > 1:
+        for number in todo:
+            parts.save(paths[number], chosen[number])
+        return paths
+    index = work / f"index-{key}"
+    if todo and not index.exists():
+        with parts.written(index) as aside:
+            texts = (doc["text"] for path, side in zip(documents, chosen, strict=True) for doc in _of_side(path, side, Side.VALIDATION))
+            corpus.Index.of(texts).save(aside)
+    jobs = [(documents[n], chosen[n], index, threshold, paths[n]) for n in todo]
+    run("looking for near-duplicates", stages.screen, jobs, [int(facts[n]["bytes"].sum()) for n in todo])
+    return paths
+
+
+def _of_side(path: pathlib.Path, sides: np.ndarray, wanted: Side) -> Iterator[corpus.Document]:
+    if (sides == wanted).any():
+        for document, side in zip(stages.documents_of(path), sides, strict=True):
+            if side == wanted:
+                yield document
+
+
+def _dropped(sides: Paths) -> dict[str, int]:
+    counts = sum((np.bincount(np.load(path), minlength=len(Side)) for path in sides), np.zeros(len(Side), np.int64))
+    return {"duplicates": int(counts[Side.DUPLICATE]), "near_duplicates": int(counts[Side.NEAR_DUPLICATE])}
+
+
+def _say_split(facts: Facts, sides: Paths) -> None:
+    """Tells documents and bytes by side; raises UserError if nothing is left to train on."""
+    all_sides, sizes = np.concatenate([np.load(path) for path in sides]), np.concatenate([one["bytes"] for one in facts])
+    rows = [
+        (what, f"{(all_sides == side).sum():,}", f"{sizes[all_sides == side].sum():,}")
+        for side, what in zip(Side, ("train", "validation", "dropped: duplicates", "dropped: near-duplicates of validation"), strict=True)
+        if side in (Side.TRAIN, Side.VALIDATION) or (all_sides == side).any()
+    ]
+    console.say(console.table(("side", "documents", "bytes"), rows))
+    if not (all_sides == Side.TRAIN).any():
+        raise UserError(
+            "nothing is left to train on: every training document is a near-duplicate of a held-out one;"
+            " raise --config.corpus.near_duplicate (above 1: never) or give more varied text"
+        )
+
+
+def _tokenizer(
+    config: Config, given: tokenizer.Tokenizer | None, documents: Paths, facts: Facts, sides: Paths, path: pathlib.Path
+) -> pathlib.Path:
+    """Returns the folder of the tokenizer: the given one, or learned from training documents only."""
+    if path.exists():
+        return path
+    with parts.written(path) as aside:
+        if given:
+            given.save(aside)
+            return path
+        if config.tokenizer.kind == "byte":
+            tokenizer.learn("byte", [], config.tokenizer.vocab_size, 0).save(aside, {"corpus": ""})
+            return path
+        limit = config.tokenizer.sample_bytes
+        training = [np.load(side) == Side.TRAIN for side in sides]
+        total = sum(int(one["bytes"][kept].sum()) for one, kept in zip(facts, training, strict=True))
+        with console.progress("learning the tokenizer", min(total, limit), "bytes") as shown:
+            texts = _sample(documents, facts, training, limit)
+            learned = tokenizer.learn(config.tokenizer.kind, texts, config.tokenizer.vocab_size, limit, shown.update)
+        learned.save(aside, {"corpus": corpus.name(config), "bytes": min(total, limit), "documents": "the training side"})
+    return path
+
+
+def _sample(documents: Paths, facts: Facts, training: list[np.ndarray], limit: int) -> Iterator[str]:
+    """Yields the training texts; of more than `limit` bytes a sample from everywhere in the corpus, just as large or a document larger."""
+    # By the low bits of the hashes: it is the smallest hashes that the split took away.
+    low_bits = [one["hash"] & np.uint64(0xFFFFFFFF) for one in facts]
+    everywhere = np.concatenate(training)
+    bits, sizes = np.concatenate(low_bits)[everywhere], np.concatenate([one["bytes"] for one in facts])[everywhere]
+    order = np.argsort(bits, kind="stable")
+    last = min(int(np.searchsorted(np.cumsum(sizes[order]), limit)), len(order) - 1)
+    for path, own, kept in zip(documents, low_bits, training, strict=True):
+        wanted = np.where(kept & (own <= bits[order[last]]), Side.TRAIN, Side.DUPLICATE)
+        yield from (document["text"] for document in _of_side(path, wanted, Side.TRAIN))
+
+
+def _encode(run: pool.Run, documents: Paths, facts: Facts, sides: Paths, folder: pathlib.Path, key: str, work: pathlib.Path) -> Paths:
+    paths = [work / f"tokens-{path.stem.removeprefix('documents-')}-{key}.npy" for path in documents]
+    todo = [number for number, path in enumerate(paths) if not path.exists()]
+    jobs = [(documents[n], sides[n], folder, paths[n]) for n in todo]
+    run("encoding", stages.encode, jobs, [int(facts[n]["bytes"].sum()) for n in todo])
+    return paths

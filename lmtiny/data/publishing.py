@@ -1,0 +1,90 @@
+"""The last steps of a preparation: tokens -> packed, shuffled rows -> shards -> the manifest that makes them count."""
+
+import collections
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from lmtiny import console
+from lmtiny.corpus import Side
+from lmtiny.data import packing, parts, shards, stages
+from lmtiny.errors import UserError
+from lmtiny.tokenizer import Tokenizer
+
+SHUFFLE_SEED = 0  # of the order rows are stored in; the order of training has the run's own seed
+MAX_SOURCES = 1000  # named in the manifest one by one
+
+
+def write_split(
+    split: str, row_length: int, config: ml_collections.ConfigDict, known: Tokenizer, facts: list[np.ndarray], sides: list[pathlib.Path],
+    tokens: list[pathlib.Path], key: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Packs a side into shards beside `tokens`, under names with the `key`; returns what the manifest says of it."""
+    side = Side.TRAIN if split == "train" else Side.VALIDATION
+    chosen = [np.load(path) == side for path in sides]
+    lengths = [np.load(stages.lengths_path(path)) for path in tokens]
+    ids = [np.load(path, mmap_mode="r") for path in tokens]
+    chunks = packing.cut(lengths, chosen, row_length)
+    plan = packing.pack(chunks.length + 1, row_length + 1)
+    if not len(plan):
+        raise UserError(f"the {split} side has no tokens; give more text")
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(plan))
+    per_shard = config.data.rows_per_shard
+    count = -(-len(order) // per_shard)
+    described = []
+    with console.progress(f"writing {split} rows", len(order), "rows") as shown:
+        for number in range(count):
+            path = tokens[0].parent / f"{split}-{number:05d}-of-{count:05d}-{key}.array_record"
+            rows = order[number * per_shard : (number + 1) * per_shard]
+            if not path.exists():
+                shards.write(path, chunks, plan, rows, ids, known.bos_id, row_length + 1)
+            described.append({**shards.described(path, len(rows)), "name": path.name.replace(f"-{key}", "")})
+            shown.update(min(len(order), (number + 1) * per_shard))
+    of_documents, in_rows = sum(int(one[kept].sum()) for one, kept in zip(lengths, chosen, strict=True)), int(chunks.length.sum())
+    stored = len(plan) * (row_length + 1)
+    return {
+        "documents": sum(int(kept.sum()) for kept in chosen),
+        "bytes": sum(int(one["bytes"][kept].sum()) for one, kept in zip(facts, chosen, strict=True)),
+        "tokens": of_documents,
+        "rows": len(plan),
+        "chunks": len(chunks.length),
+        "padding_share": (stored - in_rows - len(chunks.length)) / stored,
+        "crop_share": (of_documents - in_rows) / of_documents,
+        "shards": described,
+    }
+
+
+def sources(tokens: list[pathlib.Path]) -> dict[str, Any]:
+    """Returns source -> side -> [documents, bytes, tokens]; beyond a thousand sources the rest is counted together."""
+    total: dict[str, Any] = collections.defaultdict(lambda: {split: [0, 0, 0] for split in shards.SPLITS})
+    for path in tokens:
+        for source, counts in json.loads(stages.counts_path(path).read_bytes()).items():
+            name = source if source in total or len(total) < MAX_SOURCES else "(others)"
+            for split in shards.SPLITS:
+                total[name][split] = [own + more for own, more in zip(total[name][split], counts[split], strict=True)]
+    return dict(total)
+
+
+def publish(folder: pathlib.Path, work: pathlib.Path, tokenizer_folder: pathlib.Path, key: str, manifest: dict[str, Any]) -> None:
+    """Moves tokenizer and shards from `work` to their places, then writes the manifest."""
+    with parts.written(folder / shards.TOKENIZER) as aside:
+        shutil.copytree(tokenizer_folder, aside)
+    for split in shards.SPLITS:
+        for shard in manifest["splits"][split]["shards"]:
+            name = pathlib.Path(shard["name"])
+            (work / f"{name.stem}-{key}{name.suffix}").replace(folder / name)
+    shards.write_manifest(folder, manifest)
+
+
+def say(manifest: dict[str, Any]) -> None:
+    """Prints what was prepared: documents, tokens, bytes a token, rows, padding and crop share, for each side."""
+    rows = []
+    for split in shards.SPLITS:
+        of = manifest["splits"][split]
+        shares = (f"{100 * of[name]:.3f} %" for name in ("padding_share", "crop_share"))
+        rows.append((split, f"{of['documents']:,}", f"{of['tokens']:,}", f"{of['bytes'] / of['tokens']:.2f}", f"{of['rows']:,}", *shares))
+    console.say(console.table(("side", "documents", "tokens", "bytes/token", "rows", "padding", "cropped"), rows))

@@ -1,0 +1,199 @@
+"""The person's own files: every kind of input, the order, the cuts, and a clear line for each thing that is wrong."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtiny import corpus
+from lmtiny.config import defaults
+from lmtiny.corpus import documents, files
+from lmtiny.errors import UserError
+
+
+def units_of(path: Any, **knobs: Any) -> list[corpus.Unit]:
+    config = defaults()
+    config.corpus.kind, config.corpus.path = "files", str(path)
+    for name, value in knobs.items():
+        config.corpus[name] = value
+    return corpus.units(config)
+
+
+def read(path: Any, **knobs: Any) -> list[corpus.Document]:
+    return [document for unit in units_of(path, **knobs) for document in unit.read()]
+
+
+def texts(path: Any, **knobs: Any) -> list[str]:
+    return [document["text"] for document in read(path, **knobs)]
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    (tmp_path / "b.txt").write_text("text b")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbftext a  \r\nline\x00 two\t\r\n\r\n")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "c.jsonl").write_text('{"text": "one"}\n\n{"text": "  "}\n{"text": null}\n{"text": "two", "more": [1]}')
+    (tmp_path / "ignored.md").write_text("not read")
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "d.txt").write_text("not read")
+    return tmp_path
+
+
+def test_a_folder_is_read_in_order_and_cleaned(folder: pathlib.Path) -> None:
+    found = read(folder)
+    assert [document["text"] for document in found] == ["text a\nline two", "text b", "one", "two"]
+    assert [document["source"] for document in found] == ["a.txt", "b.txt", "deep/c.jsonl", "deep/c.jsonl"]
+    assert len({document["id"] for document in found}) == 4
+
+
+def test_files_globs_and_several(folder: pathlib.Path) -> None:
+    assert texts(folder / "b.txt") == ["text b"]
+    assert texts(folder / "*.txt") == ["text a\nline two", "text b"]
+    assert texts(folder / "**" / "*.jsonl") == ["one", "two"]
+    assert texts(f"{folder / 'b.txt'}, {folder / 'deep'}") == ["text b", "one", "two"]
+    assert texts(f"{folder},{folder / 'b.txt'}") == texts(folder)  # named twice, read once
+
+
+def test_moving_a_corpus_changes_nothing(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    before = units_of(folder)
+    moved = folder.rename(tmp_path_factory.mktemp("elsewhere") / "x")
+    assert [(unit.name, unit.fingerprint) for unit in units_of(moved)] == [(unit.name, unit.fingerprint) for unit in before]
+    (moved / "b.txt").write_text("text B")
+    assert [unit.fingerprint for unit in units_of(moved)] != [unit.fingerprint for unit in before]
+
+
+def test_a_long_text_is_cut_at_blank_lines(tmp_path: pathlib.Path) -> None:
+    paragraphs = [f"Paragraph {number}." + " word" * 20 + "\nmore" + " words" * 20 + " end." for number in range(100)]
+    (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))
+    found = texts(tmp_path, section_bytes=2048)
+    assert "\n\n".join(found) == "\n\n".join(paragraphs)
+    assert all(900 < len(text) <= 2048 for text in found)
+    assert all(text.startswith("Paragraph") and text.endswith("end.") for text in found)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab \n\u00e9\u65e5\U0001f600", min_size=1, max_size=400), st.integers(1, 60))
+def test_sections_lose_nothing(text: str, size: int) -> None:
+    found = list(documents.sections(text, size))
+    assert "".join(found) == text
+    assert all(0 < len(piece.encode()) <= max(size, 7) for piece in found)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+def test_cleaning_twice_is_cleaning_once(text: str) -> None:
+    once = documents.clean(text)
+    assert documents.clean(once) == once
+    once.encode()
+
+
+def test_cleaning_keeps_what_is_text() -> None:
+    assert documents.clean("\n\n  in\u0301dent\tx\n\n\n- a \u00a0b\u200b\n") == "  in\u0301dent\tx\n\n\n- a \u00a0b\u200b"
+    assert documents.clean("a\x00b\x1b[0m\x85\ufeff\ud800c\rd \t\n\te") == "ab[0mc\nd\n\te"
+
+
+@pytest.mark.parametrize("newline", ["\n\n", "\r\n\r\n", "\n", "é"])
+def test_ranges_of_a_large_file_join_to_the_whole(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, newline: str) -> None:
+    pieces = [f"{number:04d} é日 " + "x" * (number % 50) for number in range(300)]
+    (tmp_path / "a.txt").write_bytes(newline.join(pieces).encode())
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": piece}) + "\n" for piece in pieces))
+    whole = texts(tmp_path / "b.jsonl")
+    monkeypatch.setattr(files, "RANGE_BYTES", 1000)
+    monkeypatch.setattr(files, "LOOK_AHEAD_BYTES", 200)
+    assert len(units_of(tmp_path / "a.txt")) > 5
+    joined = "".join(texts(tmp_path / "a.txt"))
+    assert "".join(joined.split()) == "".join(newline.join(pieces).split())
+    assert texts(tmp_path / "b.jsonl") == whole == [piece.rstrip() for piece in pieces]
+
+
+def test_undecodable_bytes_are_replaced_and_counted(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 and na\xefve and \xef\xbf\xbd")
+    assert texts(tmp_path) == ["caf\ufffd and na\ufffdve and \ufffd"]
+    assert "2 places are not UTF-8" in capsys.readouterr().err
+
+
+def test_parquet(tmp_path: pathlib.Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"body": ["one", None, "two"], "n": [1, 2, 3]}), tmp_path / "a.parquet")
+    assert texts(tmp_path, text_key="body") == ["one", "two"]
+    with pytest.raises(UserError, match=r"a\.parquet: no column 'bdy' among 'body', 'n'; did you mean --config\.corpus\.text_key=body\?"):
+        read(tmp_path, text_key="bdy")
+    with pytest.raises(UserError, match="the column 'n' is int, not text"):
+        read(tmp_path, text_key="n")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(UserError, match="not a readable .parquet file"):
+        read(tmp_path)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'lmtiny\[parquet\]'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{'text': 1}", r"x\.jsonl:3: not JSON"),
+        ('["text"]', r"x\.jsonl:3: is a JSON list, not an object"),
+        ('{"txt": "a", "id": 1}', r"x\.jsonl:3: no field 'text' among 'txt', 'id'; did you mean --config\.corpus\.text_key=txt\?"),
+        ('{"qqq": "a"}', r"x\.jsonl:3: no field 'text' among 'qqq'; set corpus.text_key"),
+        ("{}", r"x\.jsonl:3: no field 'text' among none"),
+        ('{"text": 5}', r"x\.jsonl:3: the field 'text' is int, not text"),
+        ("[" * 100_000, r"x\.jsonl:3: not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: pathlib.Path, line: str, message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "fine"}}\n\n{line}\n')
+    with pytest.raises(UserError, match=message):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "path", "message"),
+    [
+        ("a.txt", b"x", "nothing*.txt", "nothing matches '.*nothing"),
+        ("a.txt", b"x", "no/folder", "nothing matches"),
+        ("a.doc", b"x", "", r"a\.doc is not one of \.txt, \.jsonl, \.parquet"),
+        ("a.doc", b"x", "a.doc", r"a\.doc is not one of"),
+        ("a.txt", b"", "", "all 1 files are empty"),
+        ("a.txt", b"\xff\xfeh\0i\0", "", "is UTF-16; convert it first: iconv"),
+    ],
+)
+def test_bad_inputs_are_refused(tmp_path: pathlib.Path, name: str, content: bytes, path: str, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / path)
+
+
+def test_an_empty_folder_and_an_unreadable_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="holds no .txt, .jsonl, .parquet file"):
+        read(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+
+    def denied(_: pathlib.Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "of_file", denied)
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read \(Permission denied\)"):
+        read(tmp_path)
+
+
+def test_validation_files(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held_out(pattern: Any) -> list[str]:
+        return [unit.name for unit in units_of(folder, validation_path=str(pattern)) if unit.held_out]
+
+    assert held_out("b.txt") == held_out("b.*") == held_out(folder / "b.txt") == ["b.txt@0"]
+    assert held_out("deep/*") == held_out(folder / "deep") == ["deep/c.jsonl@0"]
+    monkeypatch.chdir(folder / "deep")
+    assert held_out("*.jsonl") == ["deep/c.jsonl@0"]
+    with pytest.raises(UserError, match="validation_path: nothing matches 'z.txt'"):
+        held_out("z.txt")
+    with pytest.raises(UserError, match="holds out all 3 files"):
+        held_out(folder)

@@ -1,0 +1,384 @@
+"""Preparation: the right rows, resumable at every step, the same bytes however it came about, and loud about damage."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lmtiny import corpus, tokenizer
+from lmtiny.data import parts, pool, positions, preparation, prepare, publishing, segments, shards, stages, verify
+from lmtiny.data.loader import Rows
+from lmtiny.errors import UserError
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def chunks_in(prepared, split: str) -> list[tuple[int, ...]]:
+    """Returns the chunks of all rows, without `<|bos|>` and padding."""
+    found = []
+    for row in Rows(prepared, split, prepared.row_length).batch(np.arange(prepared.num_rows(split))):
+        for piece in np.split(row, np.flatnonzero(row == prepared.bos_id))[1:]:
+            found += [tuple(piece[1:].tolist())] * (len(piece) > 1)
+    return found
+
+
+def test_every_token_of_every_document_is_in_exactly_one_row(config_of) -> None:
+    config = config_of()
+    prepared = prepare(config)
+    documents = [document["text"] for unit in corpus.units(config) for document in unit.read()]
+    expected = []
+    for text in documents:
+        ids = prepared.tokenizer.encode(text)
+        expected += [tuple(ids[start : start + 32]) for start in range(0, len(ids), 32)]
+    found = {split: chunks_in(prepared, split) for split in ("train", "validation")}
+    assert sorted(found["train"] + found["validation"]) == sorted(expected)
+    counts = prepared.manifest["splits"]
+    assert counts["train"]["documents"] + counts["validation"]["documents"] == len(documents)
+    assert counts["train"]["bytes"] + counts["validation"]["bytes"] == sum(len(text.encode()) for text in documents)
+    for split, chunks in found.items():
+        assert counts[split]["tokens"] == sum(map(len, chunks))
+        rows = Rows(prepared, split, 32).batch(np.arange(prepared.num_rows(split)))
+        assert counts[split]["padding_share"] == pytest.approx(1 - (sum(map(len, chunks)) + len(chunks)) / rows.size)
+        assert (positions(rows, prepared.bos_id)[:, 0] == 0).all() and (segments(rows, prepared.bos_id)[:, 0] == 1).all()
+    assert counts["train"]["padding_share"] < 0.01 and counts["train"]["crop_share"] == 0
+    assert 0.05 < counts["validation"]["documents"] / len(documents) < 0.15
+    assert sorted(prepared.manifest["sources"]) == [f"{number}.txt" for number in range(5)]
+    assert prepared.dtype == np.dtype("<u2")
+
+
+def test_the_tokenizer_sees_training_text_only(config_of, tmp_path) -> None:
+    for name, letters in (("a.txt", "abcdef"), ("b.txt", "qqqqxxxx")):
+        (tmp_path / name).write_text(" ".join(letters[i % 5 :] + letters[: i % 7] for i in range(3000)))
+    found = prepare(config_of(**{"corpus.path": str(tmp_path / "*.txt"), "corpus.validation_path": "b.txt", "corpus.near_duplicate": 2.0}))
+    learned = b"".join(found.tokenizer.tokens[256:])
+    assert b"ab" in learned and b"qq" not in learned
+
+
+def test_a_sample_is_of_the_size_asked_for_and_from_everywhere(config_of, monkeypatch) -> None:
+    seen, learn = {}, tokenizer.learn
+
+    def watched(kind, texts, vocab_size, limit, progress):
+        seen[limit] = list(texts)
+        return learn(kind, seen[limit], vocab_size, limit, progress)
+
+    monkeypatch.setattr(tokenizer, "learn", watched)
+    manifests = [prepare(config_of(str(limit), **{"tokenizer.sample_bytes": limit})).manifest for limit in (1, 20_000, 10**9)]
+    sizes = {limit: sum(len(text.encode()) for text in texts) for limit, texts in seen.items()}
+    assert sizes[10**9] == manifests[0]["splits"]["train"]["bytes"]
+    assert 20_000 <= sizes[20_000] < 23_000 and len(seen[1]) == 1
+    places = [seen[10**9].index(text) for text in seen[20_000]]
+    assert max(places) - min(places) > 20  # of 45
+
+
+def test_a_finished_one_is_recognised_at_once(config_of, hashes, monkeypatch) -> None:
+    config = config_of()
+    prepared = prepare(config)
+    before = hashes(prepared.folder)
+    assert {path.name for path in prepared.folder.iterdir()} == {
+        ".lock", "manifest.json", "tokenizer", *(file.name for split in shards.SPLITS for file in prepared.shards(split))
+    }  # fmt: skip
+    monkeypatch.setattr(preparation, "_build", None)
+    began = time.perf_counter()
+    again = prepare(config)
+    assert time.perf_counter() - began < 1  # 5 ms on the machine this was written on
+    assert again.manifest == prepared.manifest
+    assert hashes(prepared.folder) == before
+
+
+def test_the_default_folder_is_named_after_what_it_depends_on(config_of, tmp_path, monkeypatch, corpus_folder) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = prepare(config_of(""))
+    assert first.folder.parent == pathlib.Path("prepared")
+    assert first.folder.name.startswith("corpus") and "-bpe300-T32-" in first.folder.name
+    assert prepare(config_of("")).folder == first.folder
+    assert prepare(config_of("", **{"tokenizer.kind": "byte"})).folder != first.folder
+    assert prepare(config_of("", seed=5, **{"data.num_processes": 2, "train.num_steps": 7})).folder == first.folder
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus_folder, copy)
+    elsewhere = config_of("", **{"corpus.path": str(copy)})
+    assert preparation._depends_on(elsewhere, corpus.units(elsewhere), None) == first.manifest["depends_on"]
+
+
+STAGES = [
+    (stages, "write_documents", 2), (preparation.corpus, "choose", 0), (stages, "screen", 3), (preparation.tokenizer, "learn", 0),
+    (stages, "encode", 1), (shards, "write", 0), (shards, "write", 2), (publishing, "publish", 0), (shards, "write_manifest", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "name", "calls"), STAGES, ids=[f"{name}-{calls}" for _, name, calls in STAGES])
+def test_a_run_that_failed_goes_on_where_it_stopped(config_of, hashes, monkeypatch, module, name: str, calls: int) -> None:
+    whole = hashes(prepare(config_of("whole")).folder)
+    config = config_of("again")
+    original, made = getattr(module, name), []
+
+    def failing(*args, **kwargs):
+        if len(made) == calls:
+            raise KeyboardInterrupt
+        made.append(args)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, failing)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    assert not (pathlib.Path(config.data.dir) / "manifest.json").exists()
+
+    def output(call: tuple) -> str:
+        return str(call[0] if name == "write" else call[-1])
+
+    repeated: list[tuple] = []
+    monkeypatch.setattr(module, name, lambda *args, **kwargs: (repeated.append(args), original(*args, **kwargs))[1])
+    prepared = prepare(config)
+    assert hashes(prepared.folder) == whole
+    if calls:
+        assert repeated and not set(map(output, made)) & set(map(output, repeated))
+
+
+def test_a_run_killed_outright_goes_on(config_of, hashes, tmp_path, monkeypatch) -> None:
+    whole = hashes(prepare(config_of("whole")).folder)
+    config = config_of("killed", **{"data.num_processes": 2})
+    code = (
+        "import os, signal\n"
+        "from lmtiny.config import from_dict\n"
+        "from lmtiny.data import preparation, shards\n"
+        "shards_write = shards.write\n"
+        "def write(path, *rest):\n"
+        "    if '00002-of' in path.name:\n"
+        "        open(str(path) + '.aside-1-x', 'w').write('half')\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    shards_write(path, *rest)\n"
+        "shards.write = write\n"
+        "if __name__ == '__main__':\n"
+        f"    preparation.prepare(from_dict({config.to_dict()!r}, 'test'))\n"
+    )
+    (tmp_path / "kill.py").write_text(code)
+    ended = subprocess.run([sys.executable, str(tmp_path / "kill.py")], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    work = pathlib.Path(config.data.dir) / "parts"
+    assert len(list(work.glob("train-*.array_record"))) == 2 and list(work.glob("*.aside-*"))
+    (work.parent / "manifest.json.aside-1-x").write_text("half")
+    monkeypatch.setattr(tokenizer, "learn", None)  # what was learned is not learned again
+    prepared = prepare(config)
+    assert hashes(prepared.folder) == whole
+    verify(prepared)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path) -> None:
+    (tmp_path / "kill.py").write_text(
+        "import os, signal, time, pathlib\n"
+        "from lmtiny.data import pool\n"
+        "def job(path):\n"
+        "    pathlib.Path(path).write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        f"    with pool.workers(2, 2, 0) as run:\n        run('x', job, [({str(tmp_path / 'a')!r},), ({str(tmp_path / 'b')!r},)], [1, 1])\n"
+    )
+    process = subprocess.Popen([sys.executable, str(tmp_path / "kill.py")], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    waiting = [tmp_path / "a", tmp_path / "b"]
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not all(path.exists() and path.read_text() for path in waiting):
+        time.sleep(0.05)
+    pids = [int(path.read_text()) for path in waiting]
+    process.kill()
+    process.wait()
+    while time.monotonic() < deadline and any(map(lives, pids)):
+        time.sleep(0.05)
+    assert not any(map(lives, pids))
+
+
+def lives(pid: int) -> bool:
+    """Returns whether a process runs; one that ended and that nobody waited for does not."""
+    listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return listed.stdout.strip()[:1] not in ("", "Z")
+
+
+def test_the_number_of_processes_changes_no_byte(config_of, hashes) -> None:
+    one = hashes(prepare(config_of("one", **{"data.num_processes": 1})).folder)
+    two = hashes(prepare(config_of("two", **{"data.num_processes": 2})).folder)
+    assert one == two
+
+
+def test_two_at_once_do_the_work_once(config_of, tmp_path, hashes) -> None:
+    whole = hashes(prepare(config_of("whole")).folder)
+    config = config_of("both")
+    code = f"from lmtiny.config import from_dict; from lmtiny.data import prepare; prepare(from_dict({config.to_dict()!r}, 'test'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("learning the tokenizer" in output for output in outputs) == 1
+    assert hashes(pathlib.Path(config.data.dir)) == whole
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "message"),
+    [
+        ("model.context_length", 64, r"T \(data.row_length, or else model.context_length\) was 32, is 64"),
+        ("tokenizer.kind", "byte", "tokenizer.kind was 'bpe', is 'byte'"),
+        ("tokenizer.vocab_size", 280, "tokenizer.vocab_size was 300, is 280"),
+        ("corpus.near_duplicate", 0.9, "corpus.near_duplicate was 0.5, is 0.9"),
+        ("data.rows_per_shard", 999, "data.rows_per_shard was 200, is 999"),
+    ],
+)
+def test_another_setting_in_the_same_folder_is_refused_or_rebuilt(config_of, knob: str, value, message: str) -> None:
+    prepare(config_of())
+    other = config_of(**{knob: value})
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(other)
+    assert "--rebuild" in str(caught.value) and "\n" not in str(caught.value)
+    prepared = prepare(other, rebuild=True)
+    verify(prepared)
+    assert prepare(other).manifest == prepared.manifest
+    assert sorted(prepared.folder.glob("*.array_record")) == sorted(file for split in shards.SPLITS for file in prepared.shards(split))
+    with pytest.raises(UserError):
+        prepare(config_of())
+
+
+def test_a_rebuild_that_is_killed_is_not_taken_for_the_old_one(config_of, monkeypatch) -> None:
+    config = config_of()
+    prepare(config)
+    monkeypatch.setattr(shards, "write", None)
+    with pytest.raises(TypeError):
+        prepare(config, rebuild=True)
+    with pytest.raises(UserError, match="holds no prepared data"):
+        shards.read(pathlib.Path(config.data.dir))
+
+
+def test_another_text_in_the_same_folder_is_refused(config_of, corpus_folder, tmp_path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus_folder, copy)
+    config = config_of(**{"corpus.path": str(copy)})
+    prepare(config)
+    (copy / "2.txt").write_text("A new text. " * 100)
+    with pytest.raises(UserError, match="text of the corpus was '.*', is "):
+        prepare(config)
+
+
+def test_a_ready_tokenizer_is_used_and_its_change_noticed(config_of, tmp_path) -> None:
+    ready = [tokenizer.learn("bpe", [text * 50], 300, 10**6) for text in ("hello there general ", "another kind of text ")]
+    for number, one in enumerate(ready):
+        one.save(tmp_path / f"ready{number}", {})
+    prepared = prepare(config_of(**{"tokenizer.path": str(tmp_path / "ready0")}))
+    assert prepared.tokenizer.hash == ready[0].hash
+    with pytest.raises(UserError, match="tokenizer.path was"):
+        prepare(config_of(**{"tokenizer.path": str(tmp_path / "ready1")}))
+
+
+def flip(path: pathlib.Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damage_is_noticed(config_of) -> None:
+    config = config_of()
+    prepared = prepare(config)
+    shard, manifest = prepared.shards("train")[0], prepared.folder / "manifest.json"
+    good = {path: path.read_bytes() for path in (shard, manifest)}
+    flip(shard)
+    prepare(config)  # a look at the sizes does not see it
+    with pytest.raises(UserError, match=r"train-00000.* was altered or damaged: its SHA-256"):
+        verify(prepared)
+    shard.write_bytes(good[shard][:-10])
+    with pytest.raises(UserError, match=r"train-00000.* has \d+ bytes instead of \d+; .*--rebuild"):
+        prepare(config)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train-00000.* is missing"):
+        prepare(config)
+    shard.write_bytes(good[shard])
+    flip(manifest)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        prepare(config)
+    manifest.write_bytes(good[manifest][:100])
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+        prepare(config)
+    for other in ({"format": 99}, {}, []):
+        manifest.write_text(json.dumps(other))
+        with pytest.raises(UserError, match="this program reads format 1"):
+            prepare(config)
+    manifest.write_text(json.dumps({**json.loads(good[manifest]), "row_length": 16}))
+    with pytest.raises(UserError, match="does not match its hash"):
+        prepare(config)
+    manifest.unlink()
+    with pytest.raises(UserError, match="holds no prepared data"):
+        shards.read(prepared.folder)
+    manifest.write_bytes(good[manifest])
+    verify(prepare(config))
+    tokenizer.learn("byte", [], 300, 1).save(prepared.folder / "tokenizer", {})
+    with pytest.raises(UserError, match="is not the tokenizer these shards were made with"):
+        verify(shards.read(prepared.folder))
+    verify(prepare(config, rebuild=True))
+
+
+def test_planted_near_duplicates_leave_the_training_side(config_of, tmp_path, corpus_folder) -> None:
+    texts = [file.read_text() for file in sorted(corpus_folder.iterdir())]
+    held_out = texts[0][:1500]
+    near = held_out.replace(held_out[700:720], "something else here", 1)
+    records = [*(text[:1500] for text in texts[1:]), near, held_out, held_out.upper(), texts[1][:1500]]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in records))
+    (tmp_path / "held.jsonl").write_text(json.dumps({"text": held_out}) + "\n")
+    knobs = {"corpus.path": str(tmp_path / "train.jsonl"), "corpus.validation_path": str(tmp_path / "held.jsonl")}
+    manifest = prepare(config_of("near", **knobs)).manifest
+    assert (manifest["duplicates"], manifest["near_duplicates"]) == (2, 2)
+    assert manifest["splits"]["train"]["documents"] == 4
+    manifest = prepare(config_of("never", **knobs, **{"corpus.near_duplicate": 1.5})).manifest
+    assert (manifest["duplicates"], manifest["near_duplicates"]) == (2, 0)
+    assert manifest["splits"]["train"]["documents"] == 6
+
+
+def test_one_short_file_is_enough(config_of, tmp_path, capsys) -> None:
+    text = "\n".join(f"Line {number} of a small poem about the number {number * number}." for number in range(40))
+    (tmp_path / "a.txt").write_text(text)
+    knobs = {"corpus.path": str(tmp_path / "a.txt"), "corpus.section_bytes": 65536, "model.context_length": 2048}  # a document, a row
+    prepared = prepare(config_of(**knobs))
+    assert "a single document" in capsys.readouterr().out
+    decode = prepared.tokenizer.decode
+    kept = [decode(chunk) for split in shards.SPLITS for chunk in chunks_in(prepared, split)]
+    assert len(kept) == 2 and "\n".join(kept) == text
+
+
+def test_text_that_only_repeats_itself_is_refused_in_words(config_of, tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("the same words again and again. " * 1000)
+    with pytest.raises(UserError, match="nothing is left to train on.*near_duplicate"):
+        prepare(config_of(**{"corpus.path": str(tmp_path / "a.txt")}))
+
+
+def test_a_folder_that_cannot_be_written(config_of, tmp_path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match="taken cannot be written"):
+        prepare(config_of("taken"))
+
+
+def test_a_large_vocabulary_takes_four_bytes() -> None:
+    assert stages.token_dtype(65536) == np.dtype("<u2") and stages.token_dtype(65537) == np.dtype("<u4")
+
+
+def test_a_part_that_fails_half_way_leaves_nothing(tmp_path) -> None:
+    with pytest.raises(ZeroDivisionError), parts.opened(tmp_path / "part") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dead_worker_is_told_of(config_of) -> None:
+    with pytest.raises(UserError, match="a process that prepares data died"), pool.workers(2, 2, 0) as run:
+        run("x", os._exit, [(3,), (3,)], [1, 1])
+
+
+def test_the_command_says_what_comes_next(config_of, tmp_path) -> None:
+    values = config_of().to_dict()
+    (tmp_path / "c.py").write_text(f"from lmtiny.config import from_dict\ndef get_config():\n    return from_dict({values!r}, 'c')\n")
+    command = [sys.executable, "-W", "error", "-m", "lmtiny.prepare", "--config", str(tmp_path / "c.py")]
+    ended = subprocess.run([*command, "--config.data.num_processes=2", "--verify"], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-1] == f"next: python -m lmtiny.train --config {tmp_path / 'c.py'} --config.data.num_processes=2"
+    code = "import lmtiny.prepare, sys; print({'jax', 'grain', 'pyarrow'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert loaded.stdout.strip() == "set()"
