@@ -1,0 +1,84 @@
+"""Causal self-attention with grouped heads, windows, packed documents and a cache.
+
+B batch, T queries, S keys, D width, H query heads, K key/value heads, G = H/K, N head size, L layers.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from lmtiny.model.layers import Dense, rms_norm, rotate
+
+Cache = dict[str, jax.Array]  # {"key", "value"}: [B, S, K, N] of one layer, [L, B, S, K, N] of all
+
+
+def attend(q_BTHN: jax.Array, k_BSKN: jax.Array, v_BSKN: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Returns softmax(q k / sqrt(N)) v, [B, T, H, N], where mask_BTS is true; the softmax is in float32.
+
+    Query head h reads key/value head h // G (GQA, arXiv 2305.13245).
+    """
+    batch, num_queries, num_heads, head_dim = q_BTHN.shape
+    num_kv_heads = k_BSKN.shape[2]
+    q_BTKGN = q_BTHN.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    scores_BKGTS = jnp.einsum("BTKGN,BSKN->BKGTS", q_BTKGN, k_BSKN, preferred_element_type=jnp.float32)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS / math.sqrt(head_dim), -1e30)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKN.dtype)
+    return jnp.einsum("BKGTS,BSKN->BTKGN", weights_BKGTS, v_BSKN).reshape(q_BTHN.shape)
+
+
+def causal_mask(query_BT: jax.Array, key_BS: jax.Array, window: jax.Array | int) -> jax.Array:
+    """Returns mask[B, T, S]: a query sees keys at its own position and before it, `window` of them, itself included."""
+    distance_BTS = query_BT[:, :, None] - key_BS[:, None, :]
+    return (distance_BTS >= 0) & (distance_BTS < window)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: ml_collections.ConfigDict, rngs: nnx.Rngs, out_scale: float):
+        head_dim = config.head_dim or config.width // config.num_heads
+        width = {"embed": config.width}
+        heads = {"heads": config.num_heads, "head_dim": head_dim}
+        kv_heads = {"kv_heads": config.num_kv_heads or config.num_heads, "head_dim": head_dim}
+        bias = config.bias in ("qkv", "all")
+        self.query = Dense(rngs, width, heads, init=config.init, bias=bias)
+        self.key = Dense(rngs, width, kv_heads, init=config.init, bias=bias)
+        self.value = Dense(rngs, width, kv_heads, init=config.init, bias=bias)
+        self.out = Dense(rngs, heads, width, init=config.init, scale=out_scale, bias=config.bias == "all")
+        self.qk_norm, self.epsilon = config.qk_norm, config.norm_epsilon
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array | None,
+        angles: tuple[jax.Array, jax.Array] | None,
+        window: jax.Array | int,
+        cache: Cache | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns (y_BTD, the cache with this call's keys and values written at their positions).
+
+        With a cache the keys are those of the cache, slot = position, and segments are not looked at: one document a row.
+        """
+        q_BTHN, k_BTKN, v_BTKN = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        if self.qk_norm:
+            q_BTHN, k_BTKN = rms_norm(q_BTHN, self.epsilon), rms_norm(k_BTKN, self.epsilon)
+        if angles is not None:
+            q_BTHN, k_BTKN = rotate(q_BTHN, angles), rotate(k_BTKN, angles)
+        if cache is not None:
+            write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), start, 0))
+            cache = {
+                "key": write(cache["key"], k_BTKN, positions_BT[:, 0]),
+                "value": write(cache["value"], v_BTKN, positions_BT[:, 0]),
+            }
+            k_BSKN, v_BSKN = cache["key"].astype(x_BTD.dtype), cache["value"].astype(x_BTD.dtype)
+            mask_BTS = causal_mask(positions_BT, jnp.arange(k_BSKN.shape[1])[None], window)
+        else:
+            k_BSKN, v_BSKN = k_BTKN, v_BTKN
+            # Along the row, not by position: positions start again with each document.
+            index_1T = jnp.arange(x_BTD.shape[1])[None]
+            mask_BTS = causal_mask(index_1T, index_1T, window)
+            if segments_BT is not None:
+                mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+        return self.out(attend(q_BTHN, k_BSKN, v_BSKN, mask_BTS)), cache

@@ -1,0 +1,123 @@
+"""The parts of a block: matrix, norm, rotary positions, MLP, dropout.
+
+B batch, T time, D width, H heads, N head size, F hidden size of the MLP, L layers.
+Weights are float32; each layer computes in the type of its input.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+
+class Dense(nnx.Module):
+    """y = x W + b over any number of input and output axes, run as one two-dimensional matmul (fast on every backend)."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        inputs: dict[str, int],
+        outputs: dict[str, int],
+        *,
+        init: str = "gpt",
+        scale: float = 1.0,
+        bias: bool = False,
+    ):
+        """Args:
+        inputs, outputs: logical axis -> size, in order.
+        init: gpt: normal(0.02); xavier: Glorot & Bengio 2010, eq. 16 (normal form); kaiming: He et al. 2015, eq. 10.
+        scale: times the initial weights; 0 starts the layer at zero.
+        bias: adds a bias that starts at zero.
+        """
+        shape = (*inputs.values(), *outputs.values())
+        self.num_inputs = len(inputs)
+        fan_in, fan_out = math.prod(inputs.values()), math.prod(outputs.values())
+        std = {"gpt": 0.02, "xavier": math.sqrt(2 / (fan_in + fan_out)), "kaiming": math.sqrt(2 / fan_in)}[init]
+        self.kernel = nnx.Param(scale * std * jax.random.normal(rngs.params(), shape), axes=(*inputs, *outputs))
+        # An output on the residual stream is whole on every device, so its bias is too.
+        bias_axes = tuple("residual" if name == "embed" else name for name in outputs)
+        self.bias = nnx.data(nnx.Param(jnp.zeros(tuple(outputs.values())), axes=bias_axes) if bias else None)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(x.dtype)
+        batch_shape = x.shape[: x.ndim - self.num_inputs]
+        inputs, outputs = kernel.shape[: self.num_inputs], kernel.shape[self.num_inputs :]
+        y = x.reshape(-1, math.prod(inputs)) @ kernel.reshape(math.prod(inputs), -1)
+        if self.bias is not None:
+            y += self.bias[...].astype(x.dtype).reshape(1, -1)
+        return y.reshape(*batch_shape, *outputs)
+
+
+class Norm(nnx.Module):
+    """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450) over the width, in float32."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.centred, self.epsilon = config.norm == "layernorm", config.norm_epsilon
+        width = (config.width,)
+        self.scale = nnx.data(nnx.Param(jnp.ones(width), axes=("residual",)) if config.norm_scale else None)
+        with_bias = config.norm_scale and self.centred
+        self.bias = nnx.data(nnx.Param(jnp.zeros(width), axes=("residual",)) if with_bias else None)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x = x_BTD.astype(jnp.float32)
+        if self.centred:
+            x -= jnp.mean(x, axis=-1, keepdims=True)
+        x = rms_norm(x, self.epsilon)
+        if self.scale is not None:
+            x *= self.scale[...][None, None]
+        if self.bias is not None:
+            x += self.bias[...][None, None]
+        return x.astype(x_BTD.dtype)
+
+
+def rms_norm(x: jax.Array, epsilon: float) -> jax.Array:
+    """Returns x / root(mean square over the last axis + epsilon), computed in float32, in the type of x."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
+
+
+def rope_angles(positions_BT: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """Returns (cos, sin) [B, T, 1, N/2] of position * base^(-2i/N) (RoFormer, arXiv 2104.09864, eq. 15), float32."""
+    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTHN: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Returns x with its pairs (i, i + N/2) turned by `angles`: the pairing of GPT-NeoX, Llama and Qwen."""
+    cos, sin = angles
+    first, second = jnp.split(x_BTHN.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHN.dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Returns x with a share `rate` of it set to zero and the rest scaled up; x itself without a key."""
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """down(activation(up(x))), or the gated form down(activation(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ml_collections.ConfigDict, rngs: nnx.Rngs, out_scale: float):
+        hidden = {"mlp": round(config.mlp_ratio * config.width)}
+        width, bias = {"embed": config.width}, config.bias == "all"
+        self.activation = config.activation
+        self.up = Dense(rngs, width, hidden, init=config.init, bias=bias)
+        gated = config.activation in ("swiglu", "geglu")
+        self.gate = nnx.data(Dense(rngs, width, hidden, init=config.init, bias=bias) if gated else None)
+        self.down = Dense(rngs, hidden, width, init=config.init, scale=out_scale, bias=bias)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        up_BTF = self.up(x_BTD)
+        if self.gate is not None:
+            gate_BTF = self.gate(x_BTD)
+            hidden_BTF = (jax.nn.silu if self.activation == "swiglu" else jax.nn.gelu)(gate_BTF) * up_BTF
+        elif self.activation == "relu2":  # Primer, arXiv 2109.08668
+            hidden_BTF = jnp.square(jax.nn.relu(up_BTF))
+        else:
+            hidden_BTF = {"gelu": jax.nn.gelu, "silu": jax.nn.silu}[self.activation](up_BTF)
+        return self.down(hidden_BTF)

@@ -1,0 +1,63 @@
+"""What a model is made of before it exists: the tree of its parameters, their count, and its FLOPs."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+from lmtiny import config as config_lib
+from lmtiny.model.transformer import Transformer, window_sizes
+
+Tree = Any  # nested dicts
+
+
+def abstract(config: ml_collections.ConfigDict) -> tuple[Any, Tree, Tree]:
+    """Returns (graph, shapes, axes) of the config's model without computing anything.
+
+    `nnx.merge(graph, params)` gives the model of a parameter tree; `shapes` holds a ShapeDtypeStruct and `axes` a tuple of
+    logical axes for each parameter.
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
+    axes = {path: param.axes for path, param in nnx.to_flat_state(state)}
+    shapes = nnx.to_pure_dict(state)
+    named = jax.tree_util.tree_map_with_path(lambda path, _: axes[tuple(entry.key for entry in path)], shapes)
+    return graph, shapes, named
+
+
+def init_params(config: ml_collections.ConfigDict, shardings: Tree | None = None) -> Tree:
+    """Returns the initial parameters for config.seed, made where they lie (`shardings`); the same on every mesh."""
+    make = functools.partial(_init, config)
+    return jax.jit(make, out_shardings=shardings)(config.seed)
+
+
+def _init(config: ml_collections.ConfigDict, seed: jax.Array) -> Tree:
+    return nnx.to_pure_dict(nnx.split(Transformer(config, nnx.Rngs(jax.random.key(seed))))[1])
+
+
+def count_parameters(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Returns {"embedding", "positions", "blocks", "norm", "head", "total"} -> parameters, vocabulary padding left out."""
+    _, shapes, _ = abstract(config)
+    names = {"embedding": "embedding", "positions": "positions", "blocks": "blocks", "final_norm": "norm", "head": "head"}
+    counts = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.get(part))) for part, name in names.items()}
+    padding = (config_lib.padded_vocab(config) - config.tokenizer.vocab_size) * config.model.width
+    counts["embedding"] -= padding
+    counts["head"] -= padding if counts["head"] else 0
+    counts["total"] = sum(counts.values())
+    return counts
+
+
+def flops_per_token(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Returns {"full", "causal"} -> FLOPs of a training step for each token (forward and backward, no recomputation).
+
+    Matmul weights count 6 FLOPs each (PaLM, arXiv 2204.02311, appendix B); attention 12 H N for each key that is looked
+    at: "full" counts all T keys, as most published MFU figures do, "causal" only those that mask and windows let through.
+    """
+    c, counts = config.model, count_parameters(config)
+    head_dim, context = c.head_dim or c.width // c.num_heads, c.context_length
+    matmuls = 6.0 * (counts["blocks"] + c.width * config.tokenizer.vocab_size)  # biases and norms are noise here
+    key = 12.0 * c.num_heads * head_dim
+    seen = sum(sum(min(query + 1, window) for query in range(context)) / context for window in window_sizes(c))
+    return {"full": matmuls + key * c.num_layers * context, "causal": matmuls + key * seen}

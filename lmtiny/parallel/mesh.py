@@ -1,0 +1,95 @@
+"""Devices: the mesh of a run, the processes it spans, and moving batches onto it."""
+
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from lmtiny import config as config_lib
+from lmtiny.errors import UserError
+from lmtiny.parallel import axes
+
+
+def start_processes() -> None:
+    """Joins the other processes of this run, when there are others; call before anything else touches jax.
+
+    On TPU pods and under Slurm, jax finds the others by itself.  Elsewhere three variables name them, as
+    `launch/local.sh --processes` sets: LMTINY_COORDINATOR (host:port), LMTINY_NUM_PROCESSES, LMTINY_PROCESS_ID.
+    """
+    if coordinator := os.environ.get("LMTINY_COORDINATOR"):
+        try:
+            count, index = int(os.environ["LMTINY_NUM_PROCESSES"]), int(os.environ["LMTINY_PROCESS_ID"])
+        except (KeyError, ValueError):
+            raise UserError("LMTINY_COORDINATOR is set, so LMTINY_NUM_PROCESSES and LMTINY_PROCESS_ID must be whole numbers") from None
+        jax.distributed.initialize(coordinator, count, index)
+    elif os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
+        jax.distributed.initialize()
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices: list[Any] | None = None) -> Mesh:
+    """Returns the mesh data x fsdp x tensor of the config over `devices` (default: all), tensor innermost.
+
+    Raises:
+      UserError: the mesh is not the devices, or the model does not divide by it (`config.mesh_shape`).
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = config_lib.mesh_shape(config, len(devices))
+    sizes = tuple(shape[name] for name in axes.MESH_AXES)
+    return jax.make_mesh(sizes, axes.MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> jax.sharding.NamedSharding:
+    """Returns where a batch tokens[B, T+1] lies: rows split over the mesh, time whole."""
+    return axes.sharding(mesh, ("batch", None))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """Returns (start, count): which rows of every global batch this process must read.
+
+    Processes that share rows (tensor parallelism across hosts) get the same answer.
+    """
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size, 1)).values()
+    starts, stops = zip(*[index[0].indices(batch_size)[:2] for index in slices if index is not None], strict=True)
+    return min(starts), max(stops) - min(starts)
+
+
+def place_batch(mesh: Mesh, rows: np.ndarray, batch_size: int) -> jax.Array:
+    """Returns the global array [batch_size, ...] of which `rows` are this process's (`local_rows`)."""
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), rows, (batch_size, *rows.shape[1:]))
+
+
+def peak_flops() -> float:
+    """Returns the published dense bfloat16 peak of one device in FLOP/s, or 0.0 where it is not known (CPU)."""
+    kind = jax.devices()[0].device_kind.lower()
+    return next((peak for name, peak in _PEAKS if name in kind), 0.0)
+
+
+# Published dense bfloat16 peaks per chip: cloud.google.com/tpu/docs, NVIDIA data sheets. Longer names first.
+_PEAKS = (
+    ("tpu v6 lite", 918e12), ("tpu v5 lite", 197e12), ("tpu v5", 459e12), ("tpu v4", 275e12),
+    ("h200", 989e12), ("h100 pcie", 756e12), ("h100", 989e12), ("a100", 312e12), ("l4", 121e12), ("rtx 4090", 165e12),
+)  # fmt: skip
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs in ~/.cache/lmtiny (or under XDG_CACHE_HOME): a second start does not compile again."""
+    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lmtiny" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # By default jax leaves out what compiles fast, which is all of a small model.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def refuse_unless_same_everywhere(text: str, what: str) -> None:
+    """Raises UserError on all processes if `text` (a hash, say) is not the same on each; `what` names it."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+        if (multihost_utils.process_allgather(digest) != digest[None]).any():
+            raise UserError(f"{what} is not the same on all processes")
