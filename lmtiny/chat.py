@@ -1,0 +1,64 @@
+"""Talks to a model in the terminal: a prompt in, text out as it is made.
+
+    python -m lmtiny.chat --checkpoint runs/tiny
+    python -m lmtiny.chat --checkpoint runs/tiny --prompt "The " --temperature 0.7 --top-k 50 --seed 1
+    python -m lmtiny.chat --checkpoint runs/tiny/250
+
+A base model goes on with the text it is given. Without --prompt, each line typed is a prompt; an empty line or Ctrl-D ends.
+"""
+
+import argparse
+import sys
+
+from lmtiny import command_line, console
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", metavar="RUN[/STEP]", required=True, help="the run's folder (its newest checkpoint), or one step of it")
+    parser.add_argument("--prompt", help="go on with this text once, and end")
+    parser.add_argument("--max-tokens", type=int, default=200, help="length of an answer at most, in tokens (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token each time; higher: bolder (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=50, help="choose among the k likeliest tokens; 0: all (default: %(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest that reach this probability (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: %(default)s)")
+
+
+def main() -> int:
+    args = command_line.parse_plain(__doc__, flags)
+
+    # Imported once the command line is known to be right: --help and refusals answer at once.
+    from lmtiny.parallel.mesh import use_compile_cache
+    from lmtiny.sampling.generate import Decoder
+    from lmtiny.sampling.load import load_model
+    from lmtiny.tokenizer import StreamDecoder
+
+    use_compile_cache()
+    model = load_model(args.checkpoint)
+    decoder, bos = Decoder(model.config), model.tokenizer.bos_id
+    if args.prompt is None:
+        console.say(f"{model.path}: step {model.step}. Type a text for the model to go on with; an empty line ends.")
+    turn = 0
+    while prompt := args.prompt if args.prompt is not None else _ask():
+        text = StreamDecoder(model.tokenizer)
+        for token in decoder.generate(
+            model.params, [bos, *model.tokenizer.encode(prompt)],
+            max_tokens=args.max_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed + turn, stop=(bos,),
+        ):  # fmt: skip
+            console.stream(text.feed([token]))
+        console.stream(text.finish() + "\n")
+        if args.prompt is not None:
+            return 0
+        turn += 1
+    return 0
+
+
+def _ask() -> str:
+    try:
+        return input("\n> " if sys.stdin.isatty() else "")
+    except EOFError:
+        console.say("")
+        return ""
+
+
+if __name__ == "__main__":
+    console.run_main(main)

@@ -1,0 +1,87 @@
+"""Token by token: one pass over the prompt fills the cache, then each step reads one token and yields the next."""
+
+import functools
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from lmtiny.errors import UserError
+from lmtiny.model import size
+from lmtiny.model.attention import Cache
+from lmtiny.model.transformer import init_cache
+from lmtiny.sampling.sample import sample
+
+
+class Decoder:
+    """The compiled functions of one model; weights are arguments, so one decoder serves all of a training run."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.config, self.context = config, config.model.context_length
+        self.graph, _, _ = size.abstract(config)
+        self._run = jax.jit(self._next, donate_argnames="cache")
+
+    def _next(
+        self, params: Any, tokens_1T: jax.Array, start: jax.Array, count: jax.Array, cache: Cache, key: jax.Array, cut: Any
+    ) -> tuple[jax.Array, Cache]:
+        """Returns (the token after the first `count` of tokens_1T, which stand at `start` and on, and the cache)."""
+        model = nnx.merge(self.graph, params)
+        positions_1T = start + jnp.arange(tokens_1T.shape[1])[None]
+        x_1TD, cache = model.hidden(tokens_1T, positions_1T, None, cache)
+        logits_V = model.logits(jax.lax.dynamic_slice_in_dim(x_1TD, count - 1, 1, axis=1))[0, 0]
+        return sample(logits_V, jax.random.fold_in(key, start + count), *cut), cache
+
+    def generate(
+        self,
+        params: Any,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Collection[int] = (),
+    ) -> Iterator[int]:
+        """Yields up to `max_tokens` token ids that go on from `prompt`, ending before the first id in `stop`.
+
+        When the context is full, the newest half of it is read again and the rest forgotten.
+
+        Raises:
+          UserError: an empty prompt, or sampling settings that mean nothing.
+        """
+        for problem, is_so in (
+            ("the prompt is empty", not prompt),
+            (f"temperature = {temperature} must not be negative", not temperature >= 0),
+            (f"top_k = {top_k} must not be negative", top_k < 0),
+            (f"top_p = {top_p} must lie above 0 and not above 1", not 0 < top_p <= 1),
+        ):
+            if is_so:
+                raise UserError(problem)
+        cut = (jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
+        run = functools.partial(self._run, params, cut=cut)
+        history, key, cache = list(prompt), jax.random.key(seed), None
+        for index in range(max_tokens):
+            full = cache is not None and position >= self.context
+            if cache is None or full:
+                history = history[-(self.context // 2 if full or len(history) >= self.context else self.context) :]
+                tokens_1T = jnp.array([history + [0] * (_bucket(len(history), self.context) - len(history))], jnp.int32)
+                start, position = 0, len(history)
+                cache = init_cache(self.config, 1, self.context)
+                count = position
+            else:
+                tokens_1T, start, count = jnp.array([[history[-1]]], jnp.int32), position, 1
+                position += 1
+            token, cache = run(tokens_1T, jnp.int32(start), jnp.int32(count), cache=cache, key=jax.random.fold_in(key, index))
+            history.append(int(token))
+            if history[-1] in stop:
+                return
+            yield history[-1]
+
+
+def _bucket(length: int, limit: int) -> int:
+    """Returns the next power of two, so that prompts of all lengths share a few compiled programs."""
+    return min(limit, 1 << max(3, (length - 1).bit_length()))

@@ -1,0 +1,185 @@
+"""Trains a base model on token shards; prepares tokenizer and shards first where they are missing.
+
+    python -m lmtiny.train --config configs/tiny.py
+    python -m lmtiny.train --config configs/tiny.py --config.optimizer.learning_rate=3e-4 --workdir runs/slower
+    python -m lmtiny.train --config configs/tiny.py --config.corpus.kind=files --config.corpus.path=my_texts/
+    python -m lmtiny.train --config configs/tiny.py --find-lr
+    python -m lmtiny.train --resume runs/tiny
+
+A run is a folder (--workdir): config.json, tokenizer/, checkpoints/, metrics.jsonl, curves.png, samples.txt,
+tensorboard/. The same command started again goes on from the newest intact checkpoint.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import time
+from typing import TYPE_CHECKING
+
+from lmtiny import command_line, console, run_log
+
+if TYPE_CHECKING:
+    import jax
+    import ml_collections
+
+    from lmtiny.data import Prepared
+
+# jax, and what builds on it, is imported inside the functions: --help and refused command lines answer at once, and the
+# processes that prepare the shards, which import this file again, stay light.
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", metavar="RUN[/STEP]", help="go on with a run from its checkpoint alone, without --config")
+    parser.add_argument("--find-lr", action="store_true", help="try growing learning rates for a short run, plot the losses, suggest one")
+    parser.add_argument("--rebuild", action="store_true", help="make the token shards anew where others lie in data.dir")
+
+
+def main() -> int:
+    started = time.monotonic()
+    config, args = command_line.parse(__doc__, flags)
+
+    import jax
+
+    from lmtiny.data import prepare
+    from lmtiny.parallel import mesh as mesh_lib
+    from lmtiny.training import reporter, run_folder
+
+    mesh_lib.start_processes()
+    mesh_lib.use_compile_cache()
+    console.silence(jax.process_index() != 0)
+    step = None
+    if args.resume:
+        config, args.workdir, step = run_folder.config_of_checkpoint(args.resume, args.overrides)
+    mesh_lib.make_mesh(config)  # refuses what cannot be split before hours of preparing
+    data = prepare(config, rebuild=args.rebuild)
+    config.tokenizer.vocab_size = data.tokenizer.vocab_size
+    mesh = mesh_lib.make_mesh(config)
+    mesh_lib.refuse_unless_same_everywhere(data.digest, "the prepared data")
+    with jax.set_mesh(mesh):
+        if args.find_lr:
+            return find_learning_rate(config, data, mesh, args.workdir)
+        first_step = run_folder.open_run(args.workdir, config, data, step)
+        if first_step >= config.train.num_steps:
+            console.say(f"{args.workdir} is trained already: {first_step} steps. To train anew, give another --workdir or delete it.")
+            reporter.say_what_next(args.workdir)
+            return 0
+        return train(config, data, mesh, args.workdir, first_step, started)
+
+
+def train(
+    config: "ml_collections.ConfigDict", data: "Prepared", mesh: "jax.sharding.Mesh", workdir: pathlib.Path, first_step: int, started: float
+) -> int:
+    from lmtiny.data import loader
+    from lmtiny.model import size
+    from lmtiny.parallel.mesh import local_rows, place_batch
+    from lmtiny.sampling.generate import Decoder
+    from lmtiny.sampling.samples import samples
+    from lmtiny.training import checkpoint, evaluation, interrupt, reporter, run_folder
+    from lmtiny.training.optimizer import make_optimizer
+    from lmtiny.training.state import abstract_state, init_state
+    from lmtiny.training.step import make_eval_step, make_train_step
+
+    # ---- model, optimizer, state, data ----
+    tokenizer, batch_size, num_steps = data.tokenizer, config.train.batch_size, config.train.num_steps
+    optimizer = make_optimizer(config, size.abstract(config)[2])
+    train_step = make_train_step(config, optimizer, mesh, tokenizer.bos_id)
+    eval_step, decoder = make_eval_step(config, mesh, tokenizer.bos_id), Decoder(config)
+    if first_step:
+        state = checkpoint.restore(workdir / "checkpoints" / str(first_step), abstract_state(config, optimizer, mesh))
+    else:
+        state = init_state(config, optimizer, mesh)
+    rows = local_rows(mesh, batch_size)
+    run_folder.say_what_is_trained(config, mesh, first_step)
+
+    # ---- the loop: it waits for the device only to log, validate, sample and save ----
+    log = run_folder.open_log(workdir, config, first_step)
+    tokens_a_step = batch_size * config.model.context_length
+    stopped, validation = False, "not measured"
+    with (
+        contextlib.closing(checkpoint.Saver(workdir / "checkpoints", config, tokenizer.hash, data.digest)) as saver,
+        contextlib.closing(loader.batches(data, config, "train", batch_size, first_step, *rows)) as batches,
+        interrupt.Interruption() as interruption,
+        console.progress("train", num_steps * tokens_a_step, "tokens", first_step * tokens_a_step) as bar,
+    ):
+        report = reporter.Reporter(config, log, bar, first_step, started)
+        for step in range(first_step + 1, num_steps + 1):  # `step` counts the steps that are done
+            state, metrics = train_step(state, place_batch(mesh, next(batches), batch_size))
+            report.tell(step, metrics)
+            stopped = interruption.asked(step)
+            validate, show_samples, save = (
+                step == num_steps or (every > 0 and step % every == 0)
+                for every in (config.evaluation.every, config.evaluation.sample_every, config.checkpoint.every)
+            )
+            if not (validate or show_samples or save or stopped):
+                continue
+            report.catch_up()
+            reporter.refuse_bad_state(state, config)
+            measured = {}
+            if validate and not stopped:
+                held_out = loader.validation_batches(data, config, batch_size, *rows, config.evaluation.rows)
+                score = evaluation.score(eval_step, state.params, held_out, tokenizer.token_bytes, mesh, batch_size)
+                measured = {"validation_bits_per_byte": score.bits_per_byte, "validation_loss": score.loss}
+                validation = f"{score.bits_per_byte:.4f} bits per byte (loss {score.loss:.4f} nats per token)"
+                console.say(f"step {step}: validation {validation}")
+                if log is not None:
+                    log.write(step, **measured)
+            if show_samples and not stopped:
+                shown = samples(decoder, state.params, tokenizer, config)
+                for prompt, text in shown:
+                    console.say(f"step {step}: [{prompt}]{text}")
+                if log is not None:
+                    run_log.append_samples(workdir, step, shown)
+            if save or stopped:
+                saver.save(step, state, measured)
+            if stopped:
+                break
+            report.resume(step)
+
+    # ---- what came of it ----
+    if log is not None:
+        log.close()
+        run_log.plot_curves(workdir)
+    if stopped:
+        console.say(f"stopped as asked; step {step} of {num_steps} is saved. To go on: python -m lmtiny.train --resume {workdir}")
+        return 130
+    reporter.say_summary(workdir, config, validation, started)
+    return 0
+
+
+def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", mesh: "jax.sharding.Mesh", workdir: pathlib.Path) -> int:
+    import jax.numpy as jnp
+    import numpy as np
+
+    from lmtiny.data import loader
+    from lmtiny.model import size
+    from lmtiny.parallel.mesh import local_rows, place_batch
+    from lmtiny.training import find_rate
+    from lmtiny.training.optimizer import make_optimizer
+    from lmtiny.training.state import init_state
+    from lmtiny.training.step import make_train_step
+
+    num_steps, batch_size = min(200, config.train.num_steps), config.train.batch_size
+    shares = find_rate.sweep(num_steps)
+    table = jnp.asarray(shares, jnp.float32)
+    optimizer = make_optimizer(config, size.abstract(config)[2], lambda step: table[step])
+    train_step = make_train_step(config, optimizer, mesh, data.tokenizer.bos_id)
+    state = init_state(config, optimizer, mesh)
+    batches = loader.batches(data, config, "train", batch_size, 0, *local_rows(mesh, batch_size))
+    losses: list[float] = []
+    with console.progress("find the learning rate", num_steps, "steps") as bar:
+        for step in range(num_steps):
+            state, metrics = train_step(state, place_batch(mesh, next(batches), batch_size))
+            losses.append(float(metrics["loss"]))
+            bar.update(step + 1, rate=f"{shares[step] * config.optimizer.learning_rate:.2g}", loss=f"{losses[-1]:.3f}")
+            if not np.isfinite(losses[-1]) or find_rate.diverged(np.array(losses)):
+                break
+    rates = shares[: len(losses)] * config.optimizer.learning_rate
+    suggestion = find_rate.suggest(rates, np.array(losses))
+    workdir.mkdir(parents=True, exist_ok=True)
+    find_rate.plot(workdir / "learning_rates.png", rates, np.array(losses), suggestion)
+    console.say(f"\nsuggested: --config.optimizer.learning_rate={suggestion:.2g} (plot: {workdir / 'learning_rates.png'})")
+    return 0
+
+
+if __name__ == "__main__":
+    console.run_main(main)

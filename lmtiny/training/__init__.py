@@ -1,0 +1,1 @@
+"""Gradients -> better weights: loss, optimizer, step, checkpoint."""

@@ -1,0 +1,42 @@
+"""Validation loss in bits per byte: comparable between tokenizers, since bytes are what the text is made of."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lmtiny.parallel.mesh import place_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """nats per token and bits per byte over ordinary (not special) target tokens; tokens, bytes: how many."""
+
+    loss: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+
+
+def score(
+    eval_step: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+    params: Any,
+    batches: Iterable[np.ndarray],
+    token_bytes: jax.Array,
+    mesh: Mesh,
+    batch_size: int,
+) -> Score:
+    """Returns the score of `params` over `batches` of this process's rows (step.make_eval_step, loader.validation_batches)."""
+    sums = [eval_step(params, place_batch(mesh, rows, batch_size), token_bytes) for rows in batches]
+    # Added up on the host in float64: a float32 sum of many bytes loses the last of them.
+    nats, num_bytes, num_tokens = np.sum(np.array(jax.device_get(sums), np.float64).reshape(-1, 3), axis=0)
+    return Score(
+        loss=float(nats / max(num_tokens, 1)),
+        bits_per_byte=float(nats / (math.log(2) * max(num_bytes, 1))),
+        tokens=int(num_tokens),
+        bytes=int(num_bytes),
+    )

@@ -1,0 +1,117 @@
+"""Learning-rate schedules, and AdamW or Muon over groups of parameters.
+
+A parameter's group follows from its name and axes: "matrix" (inside blocks), "embedding" (tables), "head", and "scalar"
+(norms and biases).  Each group has a peak rate and weight decay of its own under one schedule.
+"""
+
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+GROUPS = ("matrix", "embedding", "head", "scalar")
+
+_INPUT_AXES = {  # which logical axes of a block's matrix are its input; the rest, but for "layer", are its output
+    "out": ("heads", "head_dim"), "down": ("mlp",),
+}  # fmt: skip
+
+
+def group(path: tuple[str, ...]) -> str:
+    """Returns the group of the parameter of this path, such as ("blocks", "mlp", "up", "kernel") -> "matrix"."""
+    if path[-1] == "table":
+        return "embedding"
+    if path[-1] == "kernel":
+        return "matrix" if path[0] == "blocks" else "head"
+    return "scalar"
+
+
+def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Returns the function step -> share of the peak rate: linear warmup, then cosine, linear warmdown, or constant."""
+    c, num_steps = config.optimizer, config.train.num_steps
+    rest = max(1, num_steps - c.warmup_steps)
+    if c.schedule == "cosine":
+        after = optax.cosine_decay_schedule(1.0, rest, alpha=c.final_fraction)
+    elif c.schedule == "linear":
+        warmdown = max(1, min(rest, round(c.warmdown_fraction * num_steps)))
+        after = optax.linear_schedule(1.0, c.final_fraction, warmdown, transition_begin=rest - warmdown)
+    else:
+        after = optax.constant_schedule(1.0)
+    if not c.warmup_steps:
+        return after
+    # From 1/n, not 0: the first step should move something.
+    warmup = optax.linear_schedule(1 / c.warmup_steps, 1.0, max(1, c.warmup_steps - 1))
+    return optax.join_schedules([warmup, after], [c.warmup_steps])
+
+
+def peak_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Returns group -> peak learning rate; a rate of 0 in the config stands for optimizer.learning_rate."""
+    c = config.optimizer
+    own = {"matrix": c.learning_rate, "embedding": c.embedding_learning_rate, "head": c.head_learning_rate, "scalar": c.scalar_learning_rate}
+    return {name: rate or c.learning_rate for name, rate in own.items()}
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, axes: Any, rate_schedule: optax.Schedule | None = None
+) -> optax.GradientTransformation:
+    """Returns the optax optimizer of the config.
+
+    Args:
+      axes: tree of logical axes of the parameters (`model.size.abstract`).
+      rate_schedule: takes the place of `schedule(config)` (the learning-rate finder's sweep).
+    """
+    c = config.optimizer
+    share = rate_schedule or schedule(config)
+    decayed = {"matrices": ("matrix",), "tables": ("matrix", "embedding", "head"), "all": GROUPS}[c.decay]
+    by_path = {tuple(entry.key for entry in path): value for path, value in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_axes)}
+
+    def dimension_numbers(updates: Any) -> Any:
+        # optax.partition leaves masked nodes where other groups' parameters are; what is here is Muon's.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: _matrix_axes(tuple(entry.key for entry in path)[-2], by_path[tuple(entry.key for entry in path)]), updates
+        )
+
+    def optimizer(name: str) -> optax.GradientTransformation:
+        if c.name == "muon" and name == "matrix":
+            # 0.2 * sqrt(longer side) makes the update's size that of AdamW's, so that rates carry over (arXiv 2502.16982, eq. 4).
+            direction = optax.chain(
+                scale_by_muon(beta=c.momentum, weight_dimension_numbers=dimension_numbers), _scale_by_longer_side(0.2, dimension_numbers)
+            )
+        else:
+            direction = optax.scale_by_adam(c.b1, c.b2, c.epsilon)
+        decay = optax.add_decayed_weights(c.weight_decay) if c.weight_decay and name in decayed else optax.identity()
+        peak = peak_rates(config)[name]
+        return optax.chain(direction, decay, optax.scale_by_learning_rate(lambda step: peak * share(step)))
+
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: group(tuple(entry.key for entry in path)), axes, is_leaf=_is_axes)
+    clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
+    return optax.chain(clip, optax.partition({name: optimizer(name) for name in GROUPS}, labels))
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, tuple)
+
+
+def _matrix_axes(name: str, axes: tuple[str, ...]) -> MuonDimensionNumbers:
+    """Returns which array axes of a block's kernel are its input and output; "layer" is left as a batch of matrices."""
+    inputs = _INPUT_AXES.get(name, ("embed",))
+    return MuonDimensionNumbers(
+        reduction_axis=tuple(i for i, axis in enumerate(axes) if axis in inputs),
+        output_axis=tuple(i for i, axis in enumerate(axes) if axis not in (*inputs, "layer")),
+    )
+
+
+def _scale_by_longer_side(factor: float, dimension_numbers: Any) -> optax.GradientTransformation:
+    def scale(update: jax.Array, axes: MuonDimensionNumbers) -> jax.Array:
+        sides = [_size(update, axes.reduction_axis), _size(update, axes.output_axis)]
+        return update * (factor * max(sides) ** 0.5)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scale, updates, dimension_numbers(updates)))
+
+
+def _size(array: jax.Array, axes: Any) -> int:
+    size = 1
+    for axis in axes:
+        size *= array.shape[axis]
+    return size

@@ -1,0 +1,106 @@
+"""Numbers of a run in progress: read from the device late, so that it is never waited for between log lines."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import ml_collections
+
+from lmtiny import console
+from lmtiny.errors import UserError
+from lmtiny.model import size
+from lmtiny.parallel.mesh import peak_flops
+from lmtiny.run_log import RunLog
+from lmtiny.training.optimizer import peak_rates, schedule
+
+
+class Reporter:
+    """Logs every `log.every` steps: loss, gradient norm, rate, tokens/s, MFU; stops the run at a loss that is not finite."""
+
+    def __init__(self, config: ml_collections.ConfigDict, log: RunLog | None, bar: console.Progress, first_step: int, started: float):
+        """Args:
+        log: None in all processes but the first.
+        first_step: steps done before this start.
+        started: time.monotonic() of the program's start.
+        """
+        self.config, self.log, self.bar, self.started = config, log, bar, started
+        self.first_step, self.counted, self.clock = first_step, first_step, time.monotonic()
+        self.tokens_a_step = config.train.batch_size * config.model.context_length
+        self.flops_a_token, self.peak = size.flops_per_token(config)["causal"], peak_flops() * jax.device_count()
+        self.rate, self.peak_rate = schedule(config), peak_rates(config)["matrix"]
+        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+
+    def tell(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step just dispatched, and reads those that waited: the device has the next step at hand."""
+        self.catch_up()
+        if step % self.config.log.every == 0 or step in (self.first_step + 1, self.config.train.num_steps):
+            self._waiting = step, metrics
+
+    def catch_up(self) -> None:
+        """Reads and logs what waits; raises UserError naming step and row of a loss that was not finite."""
+        if self._waiting is None:
+            return
+        (step, metrics), self._waiting = self._waiting, None
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        refuse_non_finite(values["bad_step"], values["bad_row"], self.config)
+        now = time.monotonic()
+        if step == self.first_step + 1:  # it compiled: no measure of speed
+            console.say(f"first step done {console.duration(now - self.started)} after the start, loss {values['loss']:.3f}")
+        speed = (step - self.counted) * self.tokens_a_step / (now - self.clock)
+        figures: dict[str, float] = {
+            "loss": values["loss"],
+            "grad_norm": values["grad_norm"],
+            "learning_rate": self.peak_rate * float(self.rate(step - 1)),
+            "tokens_per_second": speed,
+            "tokens": step * self.tokens_a_step,
+        }
+        if self.config.model.compute_dtype == "float16":
+            figures["loss_scale"] = values["loss_scale"]
+        if self.peak:
+            figures["mfu"] = speed * self.flops_a_token / self.peak
+        if self.log is not None:
+            self.log.write(step, **figures)
+        shown = {"mfu": f"{figures['mfu']:.1%}"} if self.peak else {}
+        self.bar.update(step * self.tokens_a_step, step=f"{step}/{self.config.train.num_steps}", loss=f"{values['loss']:.3f}", **shown)
+        self.resume(step)
+
+    def resume(self, step: int) -> None:
+        """Starts the clock anew after step `step`: what lay between (validation, samples, saving) is no training time."""
+        self.clock, self.counted = time.monotonic(), step
+
+
+def refuse_non_finite(bad_step: int, bad_row: int, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where a step was bad (>= 0): which, which row of the data, and what to try."""
+    if bad_step < 0:
+        return
+    first = bad_step * config.train.batch_size
+    where = f"row {first + bad_row}" if bad_row >= 0 else f"rows {first} to {first + config.train.batch_size - 1} (the gradient, no single row)"
+    raise UserError(
+        f"the loss is not finite at step {bad_step + 1}, {where} of the shuffled data; the weights of that step were not changed, "
+        "and the last checkpoint is good. Lower optimizer.learning_rate, or raise optimizer.warmup_steps"
+    )
+
+
+def refuse_bad_state(state: Any, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError if a step since the last log line was bad, before such a state is saved."""
+    refuse_non_finite(int(state.bad_step), int(state.bad_row), config)
+
+
+def say_summary(workdir: pathlib.Path, config: ml_collections.ConfigDict, validation: str, started: float) -> None:
+    """Prints how the run ended, what lies where, and what to type next."""
+    lines = [("validation", validation), ("time", console.duration(time.monotonic() - started)), ("run", f"{workdir}/")]
+    lines += [("weights", f"{workdir}/checkpoints/{config.train.num_steps}/")] + [
+        (what, f"{workdir}/{name}")
+        for what, name in (("curves", "curves.png"), ("metrics", "metrics.jsonl"), ("samples", "samples.txt"), ("TensorBoard", "tensorboard/"))
+        if (workdir / name).exists()
+    ]
+    console.say("")
+    for what, text in lines:
+        console.say(f"  {what:<12}{text}")
+    say_what_next(workdir)
+
+
+def say_what_next(workdir: pathlib.Path) -> None:
+    """Prints the command that talks to the model."""
+    console.say(f"\nTalk to it:\n  python -m lmtiny.chat --checkpoint {workdir}")

@@ -1,0 +1,92 @@
+"""The folder of a run: what is put there at its start, and whether a start goes on with what is there."""
+
+import pathlib
+import time
+
+import jax
+import ml_collections
+
+from lmtiny import config as config_lib
+from lmtiny import console
+from lmtiny.data import Prepared
+from lmtiny.errors import UserError
+from lmtiny.files import write_aside
+from lmtiny.model import size
+from lmtiny.run_log import RunLog
+from lmtiny.training import checkpoint
+
+
+def config_of_checkpoint(where: str, overrides: dict[str, str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, int | None]:
+    """Returns (config, run folder, step or None for the newest) of a checkpoint `RUN[/step]`, with `overrides` applied."""
+    run, step = checkpoint.find(where)
+    found = step if step is not None else checkpoint.newest_intact(run)
+    if found is None:
+        raise UserError(f"no checkpoint at {where}: nothing was saved there yet")
+    path = run / "checkpoints" / str(found)
+    config = checkpoint.load_config(checkpoint.read_manifest(path), path)
+    for name, value in overrides.items():
+        config_lib.set_knob(config, name, value)
+    config_lib.check(config)
+    return config, run, step
+
+
+def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Prepared, step: int | None) -> int:
+    """Returns how many steps of this run are done (0: it is new) after making sure that config, tokenizer and data are its own.
+
+    Writes config.json and tokenizer/. `step` picks an older checkpoint; later ones are then renamed, so that
+    none of them is taken for the newest of this run.
+
+    Raises:
+      UserError: the folder holds a run of another config or tokenizer, or only damaged checkpoints.
+    """
+    done = checkpoint.newest_intact(workdir) if step is None else step
+    if done is not None:
+        path = workdir / "checkpoints" / str(done)
+        manifest = checkpoint.verify(path)
+        if changed := config_lib.changed_on_resume(checkpoint.load_config(manifest, path), config):
+            raise UserError(f"{workdir} holds a run of another config ({'; '.join(changed)}): choose another --workdir, or undo the change")
+        for what, before, now in (
+            ("tokenizer", manifest["tokenizer_hash"], data.tokenizer.hash),
+            ("text (its shards differ)", manifest["data_hash"], data.digest),
+        ):
+            if before != now:
+                raise UserError(f"{workdir} was trained with another {what} than {data.folder} holds: choose another --workdir")
+    if jax.process_index() == 0:
+        if step is not None:
+            _set_aside_later(workdir / "checkpoints", step)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_aside(workdir / "config.json", config_lib.to_json(config))
+        data.tokenizer.save(workdir / "tokenizer", {"run": config.name})
+    return done or 0
+
+
+def _set_aside_later(folder: pathlib.Path, step: int) -> None:
+    for later in checkpoint.steps(folder):
+        if later > step:
+            aside = folder / f"{later}.set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
+            (folder / str(later)).rename(aside)
+            console.say(f"checkpoint {later} is later than {step}: kept as {aside}")
+
+
+def open_log(workdir: pathlib.Path, config: ml_collections.ConfigDict, first_step: int) -> RunLog | None:
+    """Returns the run's log, lines after `first_step` dropped; None in all processes but the first."""
+    if jax.process_index():
+        return None
+    return RunLog(workdir, config.log.tensorboard, resume_step=first_step or None)
+
+
+def say_what_is_trained(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, first_step: int) -> None:
+    """Prints the model's size, the devices and the length of the run."""
+    counts = size.count_parameters(config)
+    parts = ", ".join(f"{name} {console.human(float(count))}" for name, count in counts.items() if count and name != "total")
+    devices = ", ".join(f"{name} {parts}" for name, parts in mesh.shape.items() if parts > 1) or "one device"
+    tokens = config.train.num_steps * config.train.batch_size * config.model.context_length
+    flops = size.flops_per_token(config)["causal"] * tokens
+    console.say(f"model: {console.human(float(counts['total']))} parameters ({parts})")
+    console.say(
+        f"training: {config.train.num_steps:,} steps of {config.train.batch_size} rows x {config.model.context_length} tokens "
+        f"= {console.human(float(tokens))} tokens, {flops:.2g} FLOPs, {config.model.compute_dtype}, on {jax.device_count()} "
+        f"{jax.devices()[0].device_kind} ({devices})"
+    )
+    if first_step:
+        console.say(f"going on after step {first_step}")

@@ -1,0 +1,142 @@
+"""One optimizer step, and one evaluation step, as jitted functions of explicit state.
+
+B rows of a batch, T time, A microbatches of b rows, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from lmtiny.data import rows
+from lmtiny.model import size
+from lmtiny.parallel.mesh import batch_sharding
+from lmtiny.parallel.vocab_cross_entropy import cross_entropy
+from lmtiny.training.state import TrainState, state_shardings
+
+Metrics = dict[str, jax.Array]
+
+SCALE_GROWTH_STEPS = 2000  # Mixed Precision Training, arXiv 1710.03740, and the default of most of its implementations
+
+
+def token_losses(
+    graph: Any, params: Any, tokens: jax.Array, bos_id: int, config: ml_collections.ConfigDict, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (nll_BT in nats, mask_BT as 0.0 or 1.0) of packed rows tokens[B, T+1]; padding has mask 0."""
+    model = nnx.merge(graph, params)
+    inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
+    x_BTD, _ = model.hidden(
+        inputs_BT, rows.positions(inputs_BT, bos_id), rows.segments(inputs_BT, bos_id), None, dropout_key
+    )
+    nll_BT = cross_entropy(
+        x_BTD, model.head_DV(), targets_BT,
+        vocab_size=config.tokenizer.vocab_size, soft_cap=config.model.logit_soft_cap, chunk=config.train.loss_chunk,
+    )  # fmt: skip
+    return nll_BT, rows.target_mask(tokens, bos_id).astype(jnp.float32)
+
+
+def make_gradients(config: ml_collections.ConfigDict, bos_id: int) -> Callable[..., tuple[jax.Array, Any, jax.Array, jax.Array]]:
+    """Returns f(params, tokens[B, T+1], key, loss_scale) -> (mean loss, its gradient, target tokens, first bad row or -1).
+
+    The mean is over all target tokens of the batch, whatever the number of microbatches and devices.
+    """
+    graph, _, _ = size.abstract(config)
+    accumulation = config.train.accumulation
+
+    def microbatch_loss(params: Any, tokens: jax.Array, key: jax.Array | None, scale: jax.Array) -> tuple[jax.Array, Any]:
+        nll_bT, mask_bT = token_losses(graph, params, tokens, bos_id, config, key)
+        rows_b = jnp.sum(nll_bT * mask_bT, axis=1)
+        # Scaled to the order of a mean here, for float16's range; the exact weight divides the sum over microbatches below.
+        return jnp.sum(rows_b) * scale / mask_bT.size, (jnp.sum(rows_b), jnp.sum(mask_bT), jnp.isfinite(rows_b))
+
+    def gradients(params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+        num_rows, size_bT = tokens.shape[0] // accumulation, tokens.shape[0] // accumulation * (tokens.shape[1] - 1)
+        # Microbatch a holds rows a, a + A, ...: each device's rows stay on it.
+        tokens_AbT = tokens.reshape(num_rows, accumulation, -1).swapaxes(0, 1)
+
+        def add(sums: Any, microbatch: Any) -> tuple[Any, jax.Array]:
+            index, tokens_bT = microbatch
+            dropout_key = jax.random.fold_in(key, index) if config.model.dropout else None
+            (_, (nll, weight, finite_b)), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(params, tokens_bT, dropout_key, scale)
+            return jax.tree.map(jnp.add, sums, (nll, weight, grads)), finite_b
+
+        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        if accumulation == 1:
+            (nll, weight, grads), finite_Ab = add(zeros, (jnp.int32(0), tokens_AbT[0]))
+            finite_Ab = finite_Ab[None]
+        else:
+            (nll, weight, grads), finite_Ab = jax.lax.scan(add, zeros, (jnp.arange(accumulation), tokens_AbT))
+        weight = jnp.maximum(weight, 1.0)
+        grads = jax.tree.map(lambda grad: grad * (size_bT / (weight * scale)), grads)
+        finite_B = finite_Ab.swapaxes(0, 1).reshape(-1)
+        return nll / weight, grads, weight, jnp.where(jnp.all(finite_B), -1, jnp.argmin(finite_B))
+
+    return gradients
+
+
+def make_train_step(
+    config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh, bos_id: int
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+    """Returns the jitted step(state, tokens[B, T+1]) -> (state, metrics); it consumes the state it is given.
+
+    Metrics are scalars on the device: "loss" (nats), "grad_norm", "tokens" (targets), "bad_step", "bad_row", "loss_scale".
+    """
+    gradients = make_gradients(config, bos_id)
+    half = config.model.compute_dtype == "float16"
+
+    def step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        loss, grads, num_tokens, bad_row = gradients(state.params, tokens, key, state.loss_scale)
+        grad_norm = optax.tree.norm(grads)
+        loss_ok, grads_ok = jnp.isfinite(loss), jnp.isfinite(grad_norm)
+        # Under float16 an overflowing gradient is expected now and then: that step is left out and the scale halved,
+        # and only a scale that has gone below 1 means trouble.
+        bad = ~loss_ok | (~grads_ok & (state.loss_scale < 1.0 if half else True))
+        bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
+        take = loss_ok & grads_ok & (bad_step < 0)
+        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params)
+        new_params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(take, n, o), new, old)  # noqa: E731
+        scale, since = _next_scale(state, grads_ok) if half else (state.loss_scale, state.steps_since_scaled)
+        new_state = TrainState(
+            step=state.step + (bad_step < 0),
+            params=keep(new_params, state.params),
+            optimizer=keep(new_optimizer, state.optimizer),
+            loss_scale=scale,
+            steps_since_scaled=since,
+            bad_step=bad_step,
+            bad_row=jnp.where(state.bad_step >= 0, state.bad_row, jnp.where(bad, bad_row, -1)),
+        )
+        metrics = {"loss": loss, "grad_norm": grad_norm, "tokens": num_tokens, "loss_scale": scale}
+        return new_state, metrics | {"bad_step": bad_step, "bad_row": new_state.bad_row}
+
+    shardings = state_shardings(config, optimizer, mesh)
+    return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, None), donate_argnums=0)
+
+
+def _next_scale(state: TrainState, grads_ok: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns (loss scale, steps since it changed): halved after an overflow, doubled after SCALE_GROWTH_STEPS without."""
+    grow = state.steps_since_scaled + 1 >= SCALE_GROWTH_STEPS
+    scale = jnp.where(grads_ok, jnp.where(grow, state.loss_scale * 2, state.loss_scale), state.loss_scale / 2)
+    return scale, jnp.where(grads_ok & ~grow, state.steps_since_scaled + 1, 0)
+
+
+def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh, bos_id: int) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """Returns the jitted step(params, tokens[B, T+1], token_bytes[V]) -> (nats of ordinary tokens, their bytes, their number).
+
+    Special tokens stand for no bytes and are left out of all three, so bits per byte = nats / (ln 2 * bytes).
+    """
+    graph, _, _ = size.abstract(config)
+
+    def step(params: Any, tokens: jax.Array, token_bytes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        nll_BT, mask_BT = token_losses(graph, params, tokens, bos_id, config)
+        bytes_BT = jnp.take(token_bytes, tokens[:, 1:], axis=0, mode="clip") * mask_BT
+        counted_BT = (bytes_BT > 0).astype(jnp.float32)
+        return jnp.sum(nll_BT * counted_BT), jnp.sum(bytes_BT), jnp.sum(counted_BT)
+
+    return jax.jit(step, in_shardings=(None, batch_sharding(mesh), None))

@@ -1,0 +1,54 @@
+"""Every config file loads, says what it claims, and has the size that was published or can be computed by hand."""
+
+import pathlib
+import re
+
+import pytest
+
+from lmtiny import config as config_lib
+from lmtiny.model import size
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+# Published counts less the padding of their vocabularies; else blocks of 12 D^2 (4 D^2 attention, 8 D^2 MLP) and 2 V D.
+TOTALS = {
+    "d4_38m": 3 * 24_576 * 512,
+    "d7_38m": 2 * 32_768 * 384 + 7 * 12 * 384**2,
+    "d29_38m": 2 * 65_536 * 192 + 29 * 12 * 192**2,
+    "gpt2_124m": 124_439_808,  # Hugging Face's gpt2, of 50,257 tokens
+    "d12": 2 * 65_536 * 768 + 12 * 12 * 768**2,
+    "d20": 560_988_160,  # nanochat's report of its d20
+    "d26": 2 * 65_536 * 1664 + 26 * 12 * 1664**2,
+    "d32": 1_879_048_192,  # nanochat's report of its d32
+    "qwen2_5_small": 2 * 151_646 * 1280 + 20 * (1280 * (10 + 2 + 2 + 10) * 128 + 14 * 128 + 3 * 1280 * 3456 + 2 * 1280) + 1280,
+    "qwen2_5_1_5b": 1_543_714_304 - (151_936 - 151_646) * 1536,
+    "qwen2_5_7b": 7_615_616_512 - 2 * (152_064 - 151_646) * 3584,
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_is_complete_and_a_claim(path):
+    config = config_lib.load(str(path))
+    assert set(config.to_dict()) == set(config_lib.defaults().to_dict())
+    doc = path.read_text().split('"""')[1]
+    assert f"python -m lmtiny.train --config configs/{path.name}" in doc
+    for claim in ("Command", "Hardware", "Tokens", "Time", "Expected", "Parameters"):
+        assert re.search(rf"^{claim}: +\S", doc, re.MULTILINE), claim
+    tokens = config.train.num_steps * config.train.batch_size * config.model.context_length
+    number, unit = re.search(r"Tokens: +([\d.]+) (million|billion)", doc).groups()
+    assert float(number) * {"million": 1e6, "billion": 1e9}[unit] == pytest.approx(tokens, rel=0.02)
+    counted = size.count_parameters(config)["total"]
+    number, unit = re.search(r"Parameters: +([\d.]+) ([MB])", doc).groups()
+    assert float(number) * {"M": 1e6, "B": 1e9}[unit] == pytest.approx(counted, rel=0.006)
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_sizes(name):
+    (path,) = [path for path in CONFIGS if path.stem == name]
+    assert size.count_parameters(config_lib.load(str(path)))["total"] == TOTALS[name]
+
+
+def test_the_38_million_are_exactly_thirds():
+    (path,) = [path for path in CONFIGS if path.stem == "d4_38m"]
+    counts = size.count_parameters(config_lib.load(str(path)))
+    assert counts["embedding"] == counts["head"] == counts["blocks"] == 12_582_912

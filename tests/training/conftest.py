@@ -1,0 +1,86 @@
+"""Runs of `python -m lmtiny.train` as a person starts them, small enough to be over in seconds."""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+STEPS = 12
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory):
+    """A folder with forty documents of made-up English, always the same."""
+    words = (REPOSITORY / "LICENSE").read_text().split()
+    choose = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "documents.jsonl"
+    texts = [" ".join(choose.choice(words) for _ in range(300)) for _ in range(40)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+class Runs:
+    """Starts training in `folder`; all runs share their shards and their compiled programs."""
+
+    def __init__(self, folder, small_text, shared):
+        self.folder, self.shared = folder, shared
+        self.flags = [
+            "--config", str(REPOSITORY / "configs/tiny.py"), "--config.corpus.kind=files", f"--config.corpus.path={small_text}",
+            f"--config.data.dir={shared / 'shards'}", "--config.tokenizer.vocab_size=300", "--config.model.context_length=32",
+            "--config.model.width=32", "--config.model.num_layers=2", "--config.model.num_heads=2", "--config.train.batch_size=8",
+            f"--config.train.num_steps={STEPS}", "--config.log.every=1", "--config.checkpoint.every=4", "--config.evaluation.every=4",
+            "--config.evaluation.sample_tokens=4", "--config.log.tensorboard=false", "--config.optimizer.warmup_steps=2",
+        ]  # fmt: skip
+
+    def env(self, devices=1, **more):
+        return os.environ | {
+            "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.shared), "JAX_COMPILATION_CACHE_DIR": "",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **more,
+        }  # fmt: skip
+
+    def command(self, workdir, *flags, driver=""):
+        """`driver` is Python that runs first, in the same process: what breaks a run at a chosen moment."""
+        start = [sys.executable, "-c", f"{driver}\nimport runpy; runpy.run_module('lmtiny.train', run_name='__main__', alter_sys=True)"]
+        return [*(start if driver else [sys.executable, "-m", "lmtiny.train"]), *self.flags, "--workdir", str(self.folder / workdir), *flags]
+
+    def train(self, workdir, *flags, driver="", devices=1, command=None):
+        return subprocess.run(
+            command or self.command(workdir, *flags, driver=driver), cwd=self.folder, env=self.env(devices), capture_output=True, text=True, timeout=300
+        )
+
+    def start(self, workdir, *flags, driver="", **env):
+        return subprocess.Popen(
+            self.command(workdir, *flags, driver=driver), cwd=self.folder, env=self.env(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def losses(self, workdir):
+        """Returns step -> loss."""
+        lines = (self.folder / workdir / "metrics.jsonl").read_text().splitlines()
+        return {line["step"]: line["loss"] for line in map(json.loads, lines) if "loss" in line}
+
+    def checkpoints(self, workdir):
+        return sorted(int(path.name) for path in (self.folder / workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def runs(tmp_path, small_text, shared):
+    return Runs(tmp_path, small_text, shared)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, small_text, shared):
+    """(runs, what it printed) of a run that nothing disturbed: its folder is "whole"; tests copy it before they damage it."""
+    runs = Runs(tmp_path_factory.mktemp("whole"), small_text, shared)
+    done = runs.train("whole")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs, done

@@ -1,0 +1,124 @@
+"""Schedules by hand, groups by name, Muon and AdamW against optax and numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmtiny import config as config_lib
+from lmtiny.model import size
+from lmtiny.training.optimizer import group, make_optimizer, peak_rates, schedule
+
+
+def config_with(**changes):
+    config = config_lib.defaults()
+    config.tokenizer.vocab_size = 300
+    config.model.update({"num_layers": 2, "width": 16, "num_heads": 2, "num_kv_heads": 1, "context_length": 8, "norm_scale": True, "bias": "all"})
+    config.train.num_steps = 100
+    for name, value in changes.items():
+        config_lib.set_knob(config, name.replace("__", "."), value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule": "cosine", "warmup_steps": 10, "final_fraction": 0.1}, {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 55: 0.55, 100: 0.1, 200: 0.1}),
+        ({"schedule": "linear", "warmup_steps": 0, "warmdown_fraction": 0.4, "final_fraction": 0.0}, {0: 1, 60: 1, 80: 0.5, 100: 0.0}),
+        ({"schedule": "linear", "warmup_steps": 20, "warmdown_fraction": 1.0, "final_fraction": 0.0}, {19: 1, 20: 1, 60: 0.5, 100: 0.0}),
+        ({"schedule": "constant", "warmup_steps": 2}, {0: 0.5, 1: 1.0, 2: 1.0, 99: 1.0}),
+    ],
+)
+def test_schedules(changes, expected):
+    rate = schedule(config_with(**{f"optimizer__{name}": value for name, value in changes.items()}))
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, abs=1e-6), step
+
+
+def tree_of(config, seed):
+    _, shapes, _ = size.abstract(config)
+    keys = iter(jax.random.split(jax.random.key(seed), 100))
+    return jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), shapes)
+
+
+def one_update(config, seed=0):
+    """Returns path -> (parameter, gradient, first update)."""
+    optimizer = make_optimizer(config, size.abstract(config)[2])
+    params, grads = tree_of(config, seed), tree_of(config, seed + 1)
+    updates, _ = jax.jit(optimizer.update)(grads, optimizer.init(params), params)
+    rows = zip(*(jax.tree_util.tree_leaves_with_path(tree) for tree in (params, grads, updates)), strict=True)
+    return {tuple(entry.key for entry in path): (np.array(p), np.array(g), np.array(u)) for (path, p), (_, g), (_, u) in rows}
+
+
+def test_groups_and_their_rates():
+    assert [group(path) for path in (("embedding", "table"), ("positions", "table"), ("head", "kernel"), ("blocks", "mlp", "up", "kernel"))] == [
+        "embedding", "embedding", "head", "matrix"
+    ]  # fmt: skip
+    assert group(("blocks", "mlp", "up", "bias")) == group(("final_norm", "scale")) == "scalar"
+    config = config_with(optimizer__learning_rate=0.1, optimizer__head_learning_rate=0.2)
+    assert peak_rates(config) == {"matrix": 0.1, "embedding": 0.1, "head": 0.2, "scalar": 0.1}
+
+
+@pytest.mark.parametrize("decay", ["matrices", "tables", "all"])
+def test_adamw_is_optax_adamw_with_a_rate_and_a_decay_for_each_group(decay):
+    rates = {"matrix": 0.1, "embedding": 0.2, "head": 0.3, "scalar": 0.4}
+    config = config_with(
+        optimizer__name="adamw", optimizer__decay=decay, optimizer__clip_norm=0.0, optimizer__schedule="constant", optimizer__learning_rate=0.1,
+        optimizer__embedding_learning_rate=0.2, optimizer__head_learning_rate=0.3, optimizer__scalar_learning_rate=0.4, optimizer__weight_decay=0.5,
+    )  # fmt: skip
+    decayed = {"matrices": {"matrix"}, "tables": {"matrix", "embedding", "head"}, "all": set(rates)}[decay]
+    for path, (param, grad, update) in one_update(config).items():
+        name = group(path)
+        reference = optax.adamw(rates[name], 0.9, 0.95, 1e-8, weight_decay=0.5 if name in decayed else 0.0)
+        expected, _ = reference.update(grad, reference.init(param), param)
+        np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7, err_msg=str(path))
+
+
+def newton_schulz(matrix):
+    """Five steps of the quintic iteration, from Keller Jordan's description of Muon."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        y = x @ x.T
+        x = a * x + (b * y + c * y @ y) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+def test_muon_orthogonalises_each_layers_matrices_and_nothing_else():
+    config = config_with(optimizer__name="muon", optimizer__clip_norm=0.0, optimizer__schedule="constant", optimizer__learning_rate=0.1, optimizer__weight_decay=0.0)
+    rows_of = {"query": 16, "key": 16, "value": 16, "out": 16, "up": 16, "down": 64}
+    seen = set()
+    for path, (param, grad, update) in one_update(config).items():
+        if group(path) != "matrix":
+            reference = optax.adam(0.1, 0.9, 0.95, 1e-8)
+            expected, _ = reference.update(grad, reference.init(param), param)
+            np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7, err_msg=str(path))
+            continue
+        seen.add(path[-2])
+        for layer in range(2):
+            matrix = grad[layer].reshape(rows_of[path[-2]], -1)
+            expected = -0.1 * 0.2 * max(matrix.shape) ** 0.5 * newton_schulz(matrix)
+            # The first Nesterov momentum points along the gradient, and Newton-Schulz does not see its length.
+            np.testing.assert_allclose(update[layer].reshape(matrix.shape), expected, rtol=2e-3, atol=1e-4, err_msg=str(path))
+    assert seen == set(rows_of)
+
+
+def test_clipping_scales_the_whole_gradient():
+    config = config_with(optimizer__name="adamw", optimizer__clip_norm=0.5, optimizer__epsilon=1e3, optimizer__schedule="constant", optimizer__weight_decay=0.0)
+    # With a huge epsilon, Adam's update is proportional to the gradient.
+    rows = one_update(config)
+    norm = np.sqrt(sum(np.sum(grad.astype(np.float64) ** 2) for _, grad, _ in rows.values()))
+    for _, grad, update in rows.values():
+        np.testing.assert_allclose(update, -3e-4 * grad * 0.5 / norm / 1e3, rtol=1e-4, atol=1e-12)
+
+
+def test_the_finders_sweep_takes_the_place_of_the_schedule():
+    config = config_with(optimizer__name="adamw", optimizer__clip_norm=0.0, optimizer__learning_rate=0.1)
+    optimizer = make_optimizer(config, size.abstract(config)[2], lambda step: jnp.array([1.0, 7.0])[step])
+    params, grads = tree_of(config, 0), tree_of(config, 1)
+    state = optimizer.init(params)
+    first, state = optimizer.update(grads, state, jax.tree.map(jnp.zeros_like, params))
+    second, _ = optimizer.update(grads, state, jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(second["head"]["kernel"], 7 * first["head"]["kernel"], rtol=1e-3)

@@ -1,0 +1,193 @@
+"""A run that was stopped, killed or damaged goes on as if nothing had happened, or says in one line why it cannot."""
+
+import json
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+STEPS = 12
+
+# Kills the process, as `kill -9` does, at a moment of saving step 8.
+KILL = """
+import os, signal
+from lmtiny.training import checkpoint
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+"""
+MOMENTS = {
+    "while orbax writes": KILL + """
+import orbax.checkpoint as ocp
+save = ocp.AsyncCheckpointer.save
+def killed(self, path, *args, **kwargs):
+    save(self, path, *args, **kwargs)
+    if path.name == "8": die()
+ocp.AsyncCheckpointer.save = killed
+""",
+    "before the manifest": KILL + """
+write = checkpoint.write_aside
+checkpoint.write_aside = lambda path, text: die() if path.parent.name == "8" else write(path, text)
+""",
+    "while old ones are discarded": KILL + """
+discard = checkpoint.Saver._discard_old
+checkpoint.Saver._discard_old = lambda self: die() if (self.folder / "8").exists() else discard(self)
+""",
+}  # fmt: skip
+
+
+def one_line(done, *words):
+    """Asserts that the run was refused in one line that has these words, and returns it."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "lmtiny: warning" not in line]
+    assert line.startswith("lmtiny: error: ")
+    for word in words:
+        assert word in line
+    return line
+
+
+def copy_of_whole(whole, runs, name="run"):
+    shutil.copytree(whole[0].folder / "whole", runs.folder / name)
+    return runs.folder / name
+
+
+def test_the_whole_way(whole):
+    runs, done = whole
+    for text in ("learning the tokenizer", "first step done", "validation", "bits per byte", "python -m lmtiny.chat --checkpoint"):
+        assert text in done.stdout
+    folder = runs.folder / "whole"
+    for name in ("config.json", "metrics.jsonl", "curves.png", "samples.txt", "tokenizer", "checkpoints"):
+        assert (folder / name).exists()
+    losses = runs.losses("whole")
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert losses[STEPS] < losses[1]
+    assert json.loads((folder / "checkpoints/12/manifest.json").read_text())["row"] == 12 * 8
+    best = min(line["validation_bits_per_byte"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "validation_loss" in line)
+    kept = {step: json.loads((folder / f"checkpoints/{step}/manifest.json").read_text())["metrics"]["validation_bits_per_byte"] for step in runs.checkpoints("whole")}
+    assert min(kept.values()) == best
+    assert len(kept) in (2, 3)
+
+
+def test_a_second_start_trains_nothing(whole, runs):
+    copy_of_whole(whole, runs)
+    done = runs.train("run")
+    assert done.returncode == 0
+    assert "trained already" in done.stdout and "first step" not in done.stdout
+
+
+def test_stopped_by_sigterm_it_goes_on_bit_by_bit(whole, runs):
+    with runs.start("run") as process:
+        for line in process.stdout:
+            if "first step done" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130, rest
+    assert "stopped as asked" in rest and "--resume" in rest
+    (saved,) = runs.checkpoints("run")[-1:]
+    assert 1 <= saved < STEPS
+    # From the checkpoint alone, without the config file.
+    resumed = runs.train("", command=[sys.executable, "-m", "lmtiny.train", "--resume", str(runs.folder / "run")])
+    assert resumed.returncode == 0, resumed.stderr
+    assert runs.losses("run") == whole[0].losses("whole")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_while_saving_it_goes_on_from_the_save_before(whole, runs, moment):
+    killed = runs.train("run", driver=MOMENTS[moment])
+    assert killed.returncode == -signal.SIGKILL
+    finished = [4, 8] if moment == "while old ones are discarded" else [4]
+    assert [step for step in runs.checkpoints("run") if (runs.folder / f"run/checkpoints/{step}/manifest.json").exists()] == finished
+    done = runs.train("run")
+    assert done.returncode == 0, done.stderr
+    assert f"going on after step {finished[-1]}" in done.stdout
+    assert runs.losses("run") == whole[0].losses("whole")
+    assert set(runs.checkpoints("run")) == set(whole[0].checkpoints("whole"))
+    assert not list((runs.folder / "run/checkpoints").glob("*tmp*"))
+
+
+def test_on_another_mesh_it_goes_on_with_the_same_batches(whole, runs):
+    copy_of_whole(whole, runs)
+    flags = ["--resume", str(runs.folder / "run/8"), "--config.parallel.fsdp=2", "--config.parallel.tensor=2", "--config.tokenizer.vocab_size=300"]
+    done = runs.train("", command=[sys.executable, "-m", "lmtiny.train", *flags], devices=8)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint 12 is later than 8: kept as" in done.stdout
+    assert "data 2, fsdp 2, tensor 2" in done.stdout
+    alone, split = whole[0].losses("whole"), runs.losses("run")
+    np.testing.assert_allclose([split[step] for step in range(1, 13)], [alone[step] for step in range(1, 13)], rtol=1e-5)
+
+
+def damaged(folder, how):
+    step = folder / "checkpoints/12"
+    array = max((path for path in step.rglob("*") if path.is_file() and "ocdbt" in str(path)), key=lambda path: path.stat().st_size)
+    if how == "flipped":
+        content = bytearray(array.read_bytes())
+        content[len(content) // 2] ^= 4
+        array.write_bytes(content)
+    elif how == "truncated":
+        array.write_bytes(array.read_bytes()[:-10])
+    elif how == "missing":
+        array.unlink()
+    elif how == "manifest":
+        (step / "manifest.json").write_text((step / "manifest.json").read_text()[:100])
+    elif how == "empty":
+        shutil.rmtree(step)
+        step.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("flipped", "its hash differs"), ("truncated", "bytes, not"), ("missing", "is missing"), ("manifest", "cannot be read"), ("empty", "cut short")],
+)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(whole, runs, how, words):
+    folder = copy_of_whole(whole, runs)
+    damaged(folder, how)
+    done = runs.train("run")
+    assert done.returncode == 0, done.stderr
+    (warning,) = done.stderr.splitlines()
+    assert words in warning and "checkpoints/12" in warning
+    assert "going on after step 8" in done.stdout
+    assert runs.losses("run") == whole[0].losses("whole")
+
+
+def test_nothing_intact_is_refused(whole, runs):
+    folder = copy_of_whole(whole, runs)
+    for step in runs.checkpoints("run"):
+        path = next((folder / f"checkpoints/{step}/params").glob("_METADATA"))
+        path.write_text(path.read_text() + " ")
+    one_line(runs.train("run"), "no intact checkpoint is left", "move the folder away")
+    assert runs.checkpoints("run")
+
+
+def test_a_run_of_another_config_is_not_continued(whole, runs):
+    copy_of_whole(whole, runs)
+    line = one_line(runs.train("run", "--config.optimizer.learning_rate=0.5", "--config.model.num_layers=3"), "another --workdir")
+    assert "optimizer.learning_rate: " in line and "-> 0.5" in line and "model.num_layers: 2 -> 3" in line
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(runs):
+    """Row 3 of the sixth step's batch is made to give an infinite loss."""
+    driver = """
+import lmtiny.training.step as step
+import jax.numpy as jnp
+losses = step.token_losses
+def poisoned(graph, params, tokens, *args):
+    nll, mask = losses(graph, params, tokens, *args)
+    return jnp.where(tokens[:, 1:] == 299, jnp.inf, nll), mask
+step.token_losses = poisoned
+import lmtiny.data.loader as loader
+batches = loader.batches
+def with_marker(prepared, config, split, batch_size, start, *rows):
+    for index, batch in enumerate(batches(prepared, config, split, batch_size, start, *rows), start):
+        if index == 5:
+            batch = batch.copy()
+            batch[3, 10] = 299
+        yield batch
+loader.batches = with_marker
+"""
+    done = runs.train("run", driver=driver)
+    line = one_line(done, "the loss is not finite at step 6", f"row {5 * 8 + 3} ")
+    assert "learning_rate" in line
+    assert runs.checkpoints("run") == [4]
+    again = runs.train("run")
+    assert again.returncode == 0 and "going on after step 4" in again.stdout
