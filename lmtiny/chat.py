@@ -14,12 +14,13 @@ from lmtiny import command_line, console
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="RUN[/STEP]", required=True, help="the run's folder (its newest checkpoint), or one step of it")
+    where = "the run's folder (its newest checkpoint), or one step of it"
+    parser.add_argument("--checkpoint", metavar="RUN[/STEP]", required=True, help=where)
     parser.add_argument("--prompt", help="go on with this text once, and end")
     parser.add_argument("--max-tokens", type=int, default=200, help="length of an answer at most, in tokens (default: %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token each time; higher: bolder (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token; higher: bolder (default: %(default)s)")
     parser.add_argument("--top-k", type=int, default=50, help="choose among the k likeliest tokens; 0: all (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest that reach this probability (default: %(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="choose among the likeliest of this probability (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: %(default)s)")
 
 
@@ -42,7 +43,8 @@ def main() -> int:
         text = StreamDecoder(model.tokenizer)
         for token in decoder.generate(
             model.params, [bos, *model.tokenizer.encode(prompt)],
-            max_tokens=args.max_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed + turn, stop=(bos,),
+            max_tokens=args.max_tokens, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+            seed=args.seed + turn, stop=(bos,),
         ):  # fmt: skip
             console.stream(text.feed([token]))
         console.stream(text.finish() + "\n")

@@ -209,19 +209,24 @@ def _converted(name: str, knob: Knob, value: Any) -> Any:
         return tuple(value)
     if isinstance(value, str) and knob.type is not str:
         try:
-            value = {"true": True, "false": False}[value.lower()] if knob.type is bool else float(value)
+            value = _BOOLS[value.lower()] if knob.type is bool else _number(value, knob.type)
         except (KeyError, ValueError):
             raise wrong from None
-        if knob.type is int and math.isfinite(value) and value == int(value):  # 65_536 and 1e6 are whole numbers too
-            value = int(value)
     if knob.type is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not knob.type or (knob.type is float and not math.isfinite(value)):
+    if type(value) is not knob.type or (isinstance(value, float) and not math.isfinite(value)):
         raise wrong
     return value
 
 
+_BOOLS = {"true": True, "false": False}
 _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: 'a list of texts, ["like", "this"]'}
+
+
+def _number(text: str, kind: type) -> int | float:
+    number = float(text)
+    # 65_536 and 1e6 are whole numbers too
+    return int(number) if kind is int and math.isfinite(number) and number == int(number) else number
 
 
 def set_knob(config: ml_collections.ConfigDict, name: str, value: Any) -> None:

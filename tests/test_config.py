@@ -17,7 +17,8 @@ def load(tmp_path, body="pass", overrides=None):
 
 
 def test_overrides_and_the_name(tmp_path):
-    config = load(tmp_path, "config.model.width = 128", {"optimizer.learning_rate": "3e-4", "train.num_steps": "1_000", "model.qk_norm": "false"})
+    overrides = {"optimizer.learning_rate": "3e-4", "train.num_steps": "1_000", "model.qk_norm": "false"}
+    config = load(tmp_path, "config.model.width = 128", overrides)
     assert (config.name, config.model.width, config.optimizer.learning_rate) == ("mine", 128, 3e-4)
     assert config.train.num_steps == 1000 and type(config.train.num_steps) is int
     assert config.model.qk_norm is False

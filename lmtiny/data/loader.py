@@ -5,7 +5,7 @@ that shuffles each epoch anew, and each process takes its share of every batch. 
 on any number of hosts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import grain
 import ml_collections
@@ -79,7 +79,7 @@ def batches(
     start_step: int = 0,
     row_start: int = 0,
     row_count: int | None = None,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Yields int32[row_count, T+1] without end: of batch start_step, start_step + 1, ... the rows row_start onwards.
 
     The rows come shuffled, each epoch differently, from `config.seed`; every row comes once an epoch, and a batch may
@@ -101,7 +101,7 @@ def batches(
     return _read_ahead(grain.MapDataset.range(start_step, len(order) // batch_size).map(batch), config)
 
 
-def _read_ahead(dataset: grain.MapDataset, config: ml_collections.ConfigDict) -> Iterator[np.ndarray]:
+def _read_ahead(dataset: grain.MapDataset, config: ml_collections.ConfigDict) -> Generator[np.ndarray]:
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=config.data.prefetch)
     iterator = iter(dataset.to_iter_dataset(options))
     try:
@@ -117,7 +117,7 @@ def validation_batches(
     row_start: int = 0,
     row_count: int | None = None,
     num_rows: int | None = None,
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Yields int32[row_count, T+1]: the first `num_rows` validation rows (None: all), each once, in stored order.
 
     The last batch is filled up with rows of `<|bos|>` alone, whose `target_mask` is False throughout.

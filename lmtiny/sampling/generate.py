@@ -63,19 +63,19 @@ class Decoder:
                 raise UserError(problem)
         cut = (jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
         run = functools.partial(self._run, params, cut=cut)
-        history, key, cache = list(prompt), jax.random.key(seed), None
+        history, key = list(prompt), jax.random.key(seed)
+        cache, read = None, 0  # `read`: how many tokens of the history stand in the cache
         for index in range(max_tokens):
-            full = cache is not None and position >= self.context
-            if cache is None or full:
-                history = history[-(self.context // 2 if full or len(history) >= self.context else self.context) :]
-                tokens_1T = jnp.array([history + [0] * (_bucket(len(history), self.context) - len(history))], jnp.int32)
-                start, position = 0, len(history)
-                cache = init_cache(self.config, 1, self.context)
-                count = position
-            else:
-                tokens_1T, start, count = jnp.array([[history[-1]]], jnp.int32), position, 1
-                position += 1
-            token, cache = run(tokens_1T, jnp.int32(start), jnp.int32(count), cache=cache, key=jax.random.fold_in(key, index))
+            if cache is None or read == self.context:
+                if len(history) >= self.context:
+                    history = history[-self.context // 2 :]
+                cache, read = init_cache(self.config, 1, self.context), 0
+            new = history[read:]
+            padded = new + [0] * (_bucket(len(new), self.context) - len(new))
+            token, cache = run(
+                jnp.array([padded], jnp.int32), jnp.int32(read), jnp.int32(len(new)), cache=cache, key=jax.random.fold_in(key, index)
+            )
+            read = len(history)
             history.append(int(token))
             if history[-1] in stop:
                 return
@@ -84,4 +84,4 @@ class Decoder:
 
 def _bucket(length: int, limit: int) -> int:
     """Returns the next power of two, so that prompts of all lengths share a few compiled programs."""
-    return min(limit, 1 << max(3, (length - 1).bit_length()))
+    return 1 if length == 1 else min(limit, 1 << max(3, (length - 1).bit_length()))

@@ -9,6 +9,7 @@ the step, the data's row index, the config, the hashes of tokenizer and data, ev
 orbax by itself restores flipped bits without a word and takes an empty folder for the latest checkpoint.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -28,6 +29,7 @@ from lmtiny.training.state import TrainState
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+KEYS = ("format", "step", "row", "metrics", "tokenizer_hash", "data_hash", "config", "arrays", "files")  # of the manifest
 
 
 class Saver:
@@ -103,7 +105,8 @@ class Saver:
             kept.add(min(measured, key=lambda step: (measured[step], -step)))
         newest = max(values)
         for path in self.folder.iterdir():  # older saves that were cut short go too
-            if path.name.isdigit() and int(path.name) not in kept and int(path.name) < newest or ".orbax-checkpoint-tmp" in path.name:
+            outdated = path.name.isdigit() and int(path.name) < newest and int(path.name) not in kept
+            if outdated or ".orbax-checkpoint-tmp" in path.name:
                 shutil.rmtree(path)
 
 
@@ -133,7 +136,7 @@ def read_manifest(path: pathlib.Path) -> dict[str, Any]:
     """Returns the manifest of the checkpoint in the folder `path`; raises UserError where there is none, or another format."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        missing = [key for key in ("format", "step", "row", "metrics", "tokenizer_hash", "data_hash", "config", "arrays", "files") if key not in manifest]
+        missing = [key for key in KEYS if key not in manifest]
     except FileNotFoundError:
         what = "has no manifest.json: its save was cut short" if path.is_dir() else "does not exist"
         raise UserError(f"checkpoint {path} {what}") from None
@@ -187,7 +190,7 @@ def restore(path: pathlib.Path, wanted: TrainState) -> TrainState:
     )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(path.absolute(), args=arguments)
-    return wanted.replace(params=restored["params"], **restored["rest"])
+    return dataclasses.replace(wanted, params=restored["params"], **restored["rest"])
 
 
 def restore_params(path: pathlib.Path, wanted: Any) -> Any:
@@ -224,7 +227,7 @@ def newest_intact(run: pathlib.Path) -> int | None:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in state.__dataclass_fields__ if name != "params"}
+    return {name: getattr(state, name) for name in (field.name for field in dataclasses.fields(state)) if name != "params"}
 
 
 def _describe(tree: Any) -> dict[str, list[Any]]:
@@ -236,7 +239,8 @@ def _describe(tree: Any) -> dict[str, list[Any]]:
 def _compare(path: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name in sorted(saved.keys() | wanted.keys()):
         if name not in saved or name not in wanted:
-            raise UserError(f"checkpoint {path} {'lacks' if name not in saved else 'has an unexpected'} array {name}; is it another model's?")
+            what = "lacks" if name not in saved else "has an unexpected"
+            raise UserError(f"checkpoint {path} {what} array {name}; is it another model's?")
         if saved[name] != wanted[name]:
             raise UserError(f"checkpoint {path}: {name} is {_text(saved[name])}, but the config asks for {_text(wanted[name])}")
 

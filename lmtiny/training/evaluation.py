@@ -26,7 +26,7 @@ def score(
     eval_step: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
     params: Any,
     batches: Iterable[np.ndarray],
-    token_bytes: jax.Array,
+    token_bytes: np.ndarray,
     mesh: Mesh,
     batch_size: int,
 ) -> Score:

@@ -15,7 +15,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self._signal = 0
-        handled = (signal.SIGINT, signal.SIGTERM)
+        handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         if jax.process_count() > 1:
             # jax.distributed hears SIGTERM itself and makes the processes agree on a step; SIGINT is passed on to it.
             handled = (signal.SIGINT,)

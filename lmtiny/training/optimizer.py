@@ -48,8 +48,8 @@ def schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 def peak_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Returns group -> peak learning rate; a rate of 0 in the config stands for optimizer.learning_rate."""
     c = config.optimizer
-    own = {"matrix": c.learning_rate, "embedding": c.embedding_learning_rate, "head": c.head_learning_rate, "scalar": c.scalar_learning_rate}
-    return {name: rate or c.learning_rate for name, rate in own.items()}
+    own = {"embedding": c.embedding_learning_rate, "head": c.head_learning_rate, "scalar": c.scalar_learning_rate}
+    return {"matrix": c.learning_rate} | {name: rate or c.learning_rate for name, rate in own.items()}
 
 
 def make_optimizer(
@@ -64,17 +64,15 @@ def make_optimizer(
     c = config.optimizer
     share = rate_schedule or schedule(config)
     decayed = {"matrices": ("matrix",), "tables": ("matrix", "embedding", "head"), "all": GROUPS}[c.decay]
-    by_path = {tuple(entry.key for entry in path): value for path, value in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_axes)}
+    by_path = {_keys(path): value for path, value in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_axes)}
 
     def dimension_numbers(updates: Any) -> Any:
         # optax.partition leaves masked nodes where other groups' parameters are; what is here is Muon's.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: _matrix_axes(tuple(entry.key for entry in path)[-2], by_path[tuple(entry.key for entry in path)]), updates
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, _: _matrix_axes(_keys(path)[-2], by_path[_keys(path)]), updates)
 
     def optimizer(name: str) -> optax.GradientTransformation:
         if c.name == "muon" and name == "matrix":
-            # 0.2 * sqrt(longer side) makes the update's size that of AdamW's, so that rates carry over (arXiv 2502.16982, eq. 4).
+            # 0.2 sqrt(longer side) gives updates of AdamW's size, so that rates carry over (arXiv 2502.16982, eq. 4).
             direction = optax.chain(
                 scale_by_muon(beta=c.momentum, weight_dimension_numbers=dimension_numbers), _scale_by_longer_side(0.2, dimension_numbers)
             )
@@ -84,9 +82,13 @@ def make_optimizer(
         peak = peak_rates(config)[name]
         return optax.chain(direction, decay, optax.scale_by_learning_rate(lambda step: peak * share(step)))
 
-    labels = jax.tree_util.tree_map_with_path(lambda path, _: group(tuple(entry.key for entry in path)), axes, is_leaf=_is_axes)
+    labels = jax.tree_util.tree_map_with_path(lambda path, _: group(_keys(path)), axes, is_leaf=_is_axes)
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     return optax.chain(clip, optax.partition({name: optimizer(name) for name in GROUPS}, labels))
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    return tuple(entry.key for entry in path)
 
 
 def _is_axes(node: Any) -> bool:

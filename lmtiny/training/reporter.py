@@ -75,7 +75,8 @@ def refuse_non_finite(bad_step: int, bad_row: int, config: ml_collections.Config
     if bad_step < 0:
         return
     first = bad_step * config.train.batch_size
-    where = f"row {first + bad_row}" if bad_row >= 0 else f"rows {first} to {first + config.train.batch_size - 1} (the gradient, no single row)"
+    rows = f"rows {first} to {first + config.train.batch_size - 1} (the gradient, no single row)"
+    where = f"row {first + bad_row}" if bad_row >= 0 else rows
     raise UserError(
         f"the loss is not finite at step {bad_step + 1}, {where} of the shuffled data; the weights of that step were not changed, "
         "and the last checkpoint is good. Lower optimizer.learning_rate, or raise optimizer.warmup_steps"
@@ -92,13 +93,16 @@ def say_summary(workdir: pathlib.Path, config: ml_collections.ConfigDict, valida
     lines = [("validation", validation), ("time", console.duration(time.monotonic() - started)), ("run", f"{workdir}/")]
     lines += [("weights", f"{workdir}/checkpoints/{config.train.num_steps}/")] + [
         (what, f"{workdir}/{name}")
-        for what, name in (("curves", "curves.png"), ("metrics", "metrics.jsonl"), ("samples", "samples.txt"), ("TensorBoard", "tensorboard/"))
+        for what, name in _FILES
         if (workdir / name).exists()
     ]
     console.say("")
     for what, text in lines:
         console.say(f"  {what:<12}{text}")
     say_what_next(workdir)
+
+
+_FILES = (("curves", "curves.png"), ("metrics", "metrics.jsonl"), ("samples", "samples.txt"), ("TensorBoard", "tensorboard/"))
 
 
 def say_what_next(workdir: pathlib.Path) -> None:

@@ -58,7 +58,8 @@ def test_when_one_fails_the_others_are_stopped(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 9)], ids=["ctrl-c", "term"])
 def test_a_signal_goes_to_all_processes_and_all_are_waited_for(number: signal.Signals, code: int) -> None:
-    body = 'trap "sleep 0.3; echo int; exit 130" INT; trap "sleep 0.3; echo term; exit 9" TERM; echo ready; for _ in {1..400}; do sleep 0.1; done'
+    body = 'trap "sleep 0.3; echo int; exit 130" INT; trap "sleep 0.3; echo term; exit 9" TERM; echo ready; '
+    body += 'for _ in {1..400}; do sleep 0.1; done'
     with subprocess.Popen([str(SCRIPT), "--processes", "2", "--", "bash", "-c", body], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -16,7 +16,8 @@ from lmtiny.parallel.axes import RULES
 
 VARIANTS = {
     "rope": {},
-    "gpt2": {"position": "learned", "norm": "layernorm", "norm_scale": True, "bias": "all", "activation": "gelu", "qk_norm": False, "tied_embeddings": True},
+    "gpt2": {"position": "learned", "norm": "layernorm", "norm_scale": True, "bias": "all", "activation": "gelu",
+             "qk_norm": False, "tied_embeddings": True},
     "qwen": {"num_kv_heads": 2, "bias": "qkv", "activation": "swiglu", "norm_scale": True, "qk_norm": False},
     "windows": {"window": 4, "window_pattern": "SSL", "logit_soft_cap": 15.0, "activation": "geglu", "num_kv_heads": 1},
     "ratios": {"mlp_ratio": 2.5, "activation": "silu", "init": "xavier", "head_dim": 6},

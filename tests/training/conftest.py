@@ -45,18 +45,17 @@ class Runs:
 
     def command(self, workdir, *flags, driver=""):
         """`driver` is Python that runs first, in the same process: what breaks a run at a chosen moment."""
-        start = [sys.executable, "-c", f"{driver}\nimport runpy; runpy.run_module('lmtiny.train', run_name='__main__', alter_sys=True)"]
-        return [*(start if driver else [sys.executable, "-m", "lmtiny.train"]), *self.flags, "--workdir", str(self.folder / workdir), *flags]
+        program = f"{driver}\nimport runpy; runpy.run_module('lmtiny.train', run_name='__main__', alter_sys=True)"
+        start = ["-c", program] if driver else ["-m", "lmtiny.train"]
+        return [sys.executable, *start, *self.flags, "--workdir", str(self.folder / workdir), *flags]
 
     def train(self, workdir, *flags, driver="", devices=1, command=None):
-        return subprocess.run(
-            command or self.command(workdir, *flags, driver=driver), cwd=self.folder, env=self.env(devices), capture_output=True, text=True, timeout=300
-        )
+        command = command or self.command(workdir, *flags, driver=driver)
+        return subprocess.run(command, cwd=self.folder, env=self.env(devices), capture_output=True, text=True, timeout=300)
 
     def start(self, workdir, *flags, driver="", **env):
-        return subprocess.Popen(
-            self.command(workdir, *flags, driver=driver), cwd=self.folder, env=self.env(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        command = self.command(workdir, *flags, driver=driver)
+        return subprocess.Popen(command, cwd=self.folder, env=self.env(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def losses(self, workdir):
         """Returns step -> loss."""

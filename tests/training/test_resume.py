@@ -62,10 +62,11 @@ def test_the_whole_way(whole):
     assert sorted(losses) == list(range(1, STEPS + 1))
     assert losses[STEPS] < losses[1]
     assert json.loads((folder / "checkpoints/12/manifest.json").read_text())["row"] == 12 * 8
-    best = min(line["validation_bits_per_byte"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "validation_loss" in line)
-    kept = {step: json.loads((folder / f"checkpoints/{step}/manifest.json").read_text())["metrics"]["validation_bits_per_byte"] for step in runs.checkpoints("whole")}
-    assert min(kept.values()) == best
-    assert len(kept) in (2, 3)
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    measured = [line["validation_bits_per_byte"] for line in lines if "validation_loss" in line]
+    manifests = [json.loads((folder / f"checkpoints/{step}/manifest.json").read_text()) for step in runs.checkpoints("whole")]
+    assert min(manifest["metrics"]["validation_bits_per_byte"] for manifest in manifests) == min(measured)
+    assert len(manifests) in (2, 3)
 
 
 def test_a_second_start_trains_nothing(whole, runs):
@@ -108,7 +109,7 @@ def test_killed_while_saving_it_goes_on_from_the_save_before(whole, runs, moment
 
 def test_on_another_mesh_it_goes_on_with_the_same_batches(whole, runs):
     copy_of_whole(whole, runs)
-    flags = ["--resume", str(runs.folder / "run/8"), "--config.parallel.fsdp=2", "--config.parallel.tensor=2", "--config.tokenizer.vocab_size=300"]
+    flags = ["--resume", str(runs.folder / "run/8"), "--config.parallel.fsdp=2", "--config.parallel.tensor=2"]
     done = runs.train("", command=[sys.executable, "-m", "lmtiny.train", *flags], devices=8)
     assert done.returncode == 0, done.stderr
     assert "checkpoint 12 is later than 8: kept as" in done.stdout
@@ -137,7 +138,13 @@ def damaged(folder, how):
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("flipped", "its hash differs"), ("truncated", "bytes, not"), ("missing", "is missing"), ("manifest", "cannot be read"), ("empty", "cut short")],
+    [
+        ("flipped", "its hash differs"),
+        ("truncated", "bytes, not"),
+        ("missing", "is missing"),
+        ("manifest", "cannot be read"),
+        ("empty", "cut short"),
+    ],
 )
 def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(whole, runs, how, words):
     folder = copy_of_whole(whole, runs)
