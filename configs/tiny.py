@@ -1,7 +1,11 @@
-"""A first model, on two CPU cores in minutes.
+"""A first model, on two CPU cores, in minutes, from text that every Python installation carries.
 
-Command:   python -m lmtiny.train --config configs/tiny.py
-Hardware:  2 CPU cores
+Command:     python -m lmtiny.train --config configs/tiny.py
+Hardware:    2 CPU cores (AMD EPYC, AVX-512), float32
+Tokens:      0.82 million: 400 steps of 8 rows x 256, about 1.2 times through the corpus
+Time:        @TIME@
+Expected:    @BPB@
+Parameters:  3.34 M (embedding and head 0.79 M each, blocks 1.77 M)
 """
 
 import ml_collections
@@ -11,4 +15,15 @@ from lmtiny.config import defaults
 
 def get_config() -> ml_collections.ConfigDict:
     config = defaults()
+    config.tokenizer.vocab_size = 4096
+    config.model.update({"num_layers": 4, "width": 192, "num_heads": 2, "context_length": 256})
+    config.optimizer.update(
+        {
+            "name": "muon", "learning_rate": 3e-3, "embedding_learning_rate": 1e-2, "schedule": "linear", "warmup_steps": 20,
+            "warmdown_fraction": 0.6, "final_fraction": 0.0,
+        }
+    )
+    config.train.update({"num_steps": 400, "batch_size": 8})
+    config.evaluation.update({"every": 100, "sample_every": 200})
+    config.checkpoint.every = 100
     return config

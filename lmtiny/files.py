@@ -1,15 +1,42 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all: written aside, then renamed."""
 
 import os
 import pathlib
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO
+
+ASIDE = ".aside-"  # in the name of what is not finished
+
+
+@contextmanager
+def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path beside `path` to write a file or a folder at; it is renamed to `path` when the block ends well."""
+    aside = path.with_name(f"{path.stem}{ASIDE}{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield aside
+        if aside.is_dir() and path.exists():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Yields a file to write `path` through; nothing has that name before the block ends well and the data is on disk."""
+    with written(path) as aside, open(aside, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Replaces `path` as a whole: a kill at any moment leaves the old or the new content, never half of it."""
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as file:
+    with opened(pathlib.Path(path)) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat
 
 from lmtiny import console
 from lmtiny.errors import UserError
-from lmtiny.files import write_aside
+from lmtiny.files import write_aside, written
 
 # (key in metrics.jsonl, label with its unit, height of its panel); the keys a training loop writes for its curves.
 CURVES = (
@@ -109,9 +109,9 @@ def plot_curves(folder: str | os.PathLike[str]) -> pathlib.Path:
     grid[-1, 0].set_xlabel("optimizer step")
     grid[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0, 0].set_title(folder.resolve().name)
-    path, aside = folder / "curves.png", folder / "curves.tmp.png"
-    figure.savefig(aside, dpi=120)
-    os.replace(aside, path)
+    path = folder / "curves.png"
+    with written(path) as aside:
+        figure.savefig(aside, dpi=120)
     return path
 
 

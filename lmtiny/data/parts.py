@@ -4,9 +4,7 @@ A part's name holds the key of all that it depends on. So a run that was killed 
 takes a part of another corpus, tokenizer or setting for its own.
 """
 
-import os
 import pathlib
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,33 +14,7 @@ from typing import IO
 import numpy as np
 
 from lmtiny import console
-
-ASIDE = ".aside-"  # in the name of what is not finished
-
-
-@contextmanager
-def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path beside `path` to write a file or a folder at; it is renamed to `path` when the block ends well."""
-    aside = path.with_name(f"{path.name}{ASIDE}{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        yield aside
-        if aside.is_dir() and path.exists():
-            shutil.rmtree(path)
-        os.replace(aside, path)
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def opened(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """Yields a file to write `path` through; nothing has that name before the block ends well and the data is on disk."""
-    with written(path) as aside, open(aside, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+from lmtiny.files import ASIDE, opened
 
 
 def save(path: pathlib.Path, array: np.ndarray) -> None:

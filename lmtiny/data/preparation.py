@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from lmtiny import config as config_module
-from lmtiny import console, corpus, tokenizer
+from lmtiny import console, corpus, files, tokenizer
 from lmtiny.corpus import Side, Unit, digest
 from lmtiny.data import parts, pool, publishing, shards, stages
 from lmtiny.data.shards import Prepared
@@ -181,7 +181,7 @@ def _sides(run: pool.Run, documents: Paths, facts: Facts, held_out: list[bool], 
         return paths
     index = work / f"index-{key}"
     if todo and not index.exists():
-        with parts.written(index) as aside:
+        with files.written(index) as aside:
             texts = (doc["text"] for path, side in zip(documents, chosen, strict=True) for doc in _of_side(path, side, Side.VALIDATION))
             corpus.Index.of(texts).save(aside)
     jobs = [(documents[n], chosen[n], index, threshold, paths[n]) for n in todo]
@@ -223,7 +223,7 @@ def _tokenizer(
     """Returns the folder of the tokenizer: the given one, or learned from training documents only."""
     if path.exists():
         return path
-    with parts.written(path) as aside:
+    with files.written(path) as aside:
         if given:
             given.save(aside)
             return path

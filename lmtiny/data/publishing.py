@@ -9,9 +9,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from lmtiny import console
+from lmtiny import console, files
 from lmtiny.corpus import Side
-from lmtiny.data import packing, parts, shards, stages
+from lmtiny.data import packing, shards, stages
 from lmtiny.errors import UserError
 from lmtiny.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ def sources(tokens: list[pathlib.Path]) -> dict[str, Any]:
 
 def publish(folder: pathlib.Path, work: pathlib.Path, tokenizer_folder: pathlib.Path, key: str, manifest: dict[str, Any]) -> None:
     """Moves tokenizer and shards from `work` to their places, then writes the manifest."""
-    with parts.written(folder / shards.TOKENIZER) as aside:
+    with files.written(folder / shards.TOKENIZER) as aside:
         shutil.copytree(tokenizer_folder, aside)
     for split in shards.SPLITS:
         for shard in manifest["splits"][split]["shards"]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module
 
-from lmtiny import tokenizer
-from lmtiny.data import packing, parts
+from lmtiny import files, tokenizer
+from lmtiny.data import packing
 from lmtiny.errors import UserError
 
 FORMAT = 1
@@ -77,7 +77,7 @@ def write(
 ) -> None:
     """Writes a shard of the given `rows` of the plan, in this order, each of `width` tokens, filled up with `bos_id`."""
     dtype = tokens[0].dtype
-    with parts.written(path) as aside:
+    with files.written(path) as aside:
         writer = array_record_module.ArrayRecordWriter(str(aside), WRITE_OPTIONS)
         for start in range(0, len(rows), BLOCK_ROWS):
             some = rows[start : start + BLOCK_ROWS]
@@ -109,7 +109,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 def write_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     """Writes `manifest.json`, with the hash of its own content at the end."""
-    with parts.opened(folder / MANIFEST) as file:
+    with files.opened(folder / MANIFEST) as file:
         file.write(json.dumps({**manifest, "sha256": _own_hash(manifest)}, indent=1, ensure_ascii=False).encode() + b"\n")
 
 

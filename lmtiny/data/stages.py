@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lmtiny import corpus, tokenizer
+from lmtiny import corpus, files, tokenizer
 from lmtiny.corpus import Document, Side, Unit
 from lmtiny.data import parts
 
@@ -33,7 +33,7 @@ def read(unit: Unit, path: pathlib.Path) -> None:
 def write_documents(documents: Iterable[Document], path: pathlib.Path) -> None:
     """Writes documents, a JSON line each, and their FACTS."""
     facts = []
-    with parts.opened(path) as file:
+    with files.opened(path) as file:
         for document in documents:
             facts.append((corpus.content_hash(document["text"]), len(document["text"].encode())))
             file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
@@ -87,7 +87,7 @@ def encode(documents: pathlib.Path, sides_path: pathlib.Path, tokenizer_folder: 
                 count[place] += amount
         ids.append(np.concatenate(encoded).astype(token_dtype(known.vocab_size)))
     parts.save(lengths_path(path), lengths)
-    with parts.opened(counts_path(path)) as file:
+    with files.opened(counts_path(path)) as file:
         file.write(json.dumps(counts).encode())
     parts.save(path, np.concatenate([np.empty(0, token_dtype(known.vocab_size)), *ids]))
 

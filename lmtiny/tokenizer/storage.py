@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmtiny.errors import UserError
+from lmtiny.files import write_aside
 from lmtiny.tokenizer.encoders import BLOCK
 from lmtiny.tokenizer.vocabulary import KINDS, SMALLEST, SPECIAL_TOKENS, SPLIT_PATTERN, problem_with
 
@@ -42,13 +43,7 @@ def write(folder: str | os.PathLike[str], kind: str, tokens: Sequence[bytes], pr
     try:
         os.makedirs(folder, exist_ok=True)
         for name, content in files.items():
-            path = pathlib.Path(folder, name)
-            aside = path.with_name(f".{name}.{os.getpid()}")
-            with open(aside, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
+            write_aside(pathlib.Path(folder, name), content)
     except OSError as error:
         raise UserError(f"cannot write the tokenizer to {folder}: {error.strerror}") from error
 

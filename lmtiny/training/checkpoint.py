@@ -250,7 +250,7 @@ def _text(array: list[Any]) -> str:
 
 
 def _files(path: pathlib.Path) -> list[str]:
-    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and MANIFEST not in file.name)
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
 
 
 def _sha256(path: pathlib.Path) -> list[Any]:

@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from lmtiny import corpus, tokenizer
-from lmtiny.data import parts, pool, positions, preparation, prepare, publishing, segments, shards, stages, verify
+from lmtiny import corpus, files, tokenizer
+from lmtiny.data import pool, positions, preparation, prepare, publishing, segments, shards, stages, verify
 from lmtiny.data.loader import Rows
 from lmtiny.errors import UserError
 
@@ -361,7 +361,7 @@ def test_a_large_vocabulary_takes_four_bytes() -> None:
 
 
 def test_a_part_that_fails_half_way_leaves_nothing(tmp_path) -> None:
-    with pytest.raises(ZeroDivisionError), parts.opened(tmp_path / "part") as file:
+    with pytest.raises(ZeroDivisionError), files.opened(tmp_path / "part") as file:
         file.write(b"half")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []

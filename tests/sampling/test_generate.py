@@ -53,7 +53,7 @@ def test_it_stops_before_a_stop_token(model):
 
 
 def test_longer_than_the_context_it_forgets_the_older_half(model):
-    config, params, decoder = model
+    _, params, decoder = model
     prompt = list(range(CONTEXT + 10))
     assert len(list(decoder.generate(params, prompt, max_tokens=3 * CONTEXT, temperature=0.0))) == 3 * CONTEXT
     long, short = (list(decoder.generate(params, prompt[-count:], max_tokens=5, temperature=0.0)) for count in (CONTEXT + 10, CONTEXT // 2))

@@ -27,6 +27,8 @@ def small_text(tmp_path_factory):
 class Runs:
     """Starts training in `folder`; all runs share their shards and their compiled programs."""
 
+    repository = REPOSITORY
+
     def __init__(self, folder, small_text, shared):
         self.folder, self.shared = folder, shared
         self.flags = [

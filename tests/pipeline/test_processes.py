@@ -5,11 +5,9 @@ import sys
 
 import numpy as np
 
-from tests.training.conftest import REPOSITORY
-
 
 def together(runs, workdir, *flags):
-    command = [str(REPOSITORY / "launch/local.sh"), "--processes", "2", "--devices", "2", "--", *runs.command(workdir, *flags)]
+    command = [str(runs.repository / "launch/local.sh"), "--processes", "2", "--devices", "2", "--", *runs.command(workdir, *flags)]
     return subprocess.run(command, cwd=runs.folder, env=runs.env() | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300)
 
 
@@ -22,7 +20,8 @@ def test_two_processes_are_one(whole, runs):
     alone, two = whole[0].losses("whole"), runs.losses("run")
     np.testing.assert_allclose([two[step] for step in sorted(two)], [alone[step] for step in sorted(alone)], rtol=1e-5)
     # What two wrote, one reads.
-    resumed = runs.train("", command=[sys.executable, "-m", "lmtiny.train", "--resume", str(runs.folder / "run/8"), "--config.parallel.fsdp=1"])
+    flags = ["--resume", str(runs.folder / "run/8"), "--config.parallel.fsdp=1"]
+    resumed = runs.train("", command=[sys.executable, "-m", "lmtiny.train", *flags])
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after step 8" in resumed.stdout
     one = runs.losses("run")

@@ -1,0 +1,62 @@
+"""`python -m lmtiny.chat` on a trained run: text out, the same for the same seed, and one line for what is wrong."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+def chat(runs, *flags, text=None):
+    command = [sys.executable, "-m", "lmtiny.chat", *flags]
+    return subprocess.run(command, cwd=runs.folder, env=runs.env(), capture_output=True, input=text, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def run(whole):
+    return str(whole[0].folder / "whole")
+
+
+def test_a_prompt_is_gone_on_with(runs, run):
+    first, again, other = (chat(runs, "--checkpoint", run, "--prompt", "The ", "--max-tokens", "40", "--seed", seed) for seed in "112")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip() and first.stdout == again.stdout != other.stdout
+    assert first.stderr == ""
+
+
+def test_typed_lines_are_prompts_until_an_empty_one(runs, run):
+    done = chat(runs, "--checkpoint", f"{run}/12", "--max-tokens", "5", "--temperature", "0", text="The licence\nThe licence\n\nnot read\n")
+    assert done.returncode == 0, done.stderr
+    hello, *answers = done.stdout.splitlines()
+    assert "step 12" in hello
+    assert len([line for line in answers if line]) >= 2
+    assert chat(runs, "--checkpoint", run, "--max-tokens", "5", text="").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--checkpoint"),
+        (["--checkpoint", "nowhere"], "nowhere does not exist"),
+        (["--checkpoint", "RUN/7"], "checkpoints/7 does not exist"),
+        (["--checkpoint", "RUN", "--top-p", "0"], "top_p = 0.0 must lie above 0"),
+        (["--checkpoint", "RUN", "--temperature", "hot"], "hot"),
+        (["--checkpoint", "RUN", "--temprature", "1"], "did you mean --temperature?"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_told_in_one_line(runs, run, flags, message):
+    done = chat(runs, *[flag.replace("RUN", run) for flag in flags], "--prompt", "x")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lmtiny: error: ") and message in line
+
+
+def test_another_tokenizer_is_refused(runs, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    from lmtiny.tokenizer import learn
+
+    learn("byte", [], 265, 1).save(tmp_path / "run/tokenizer")
+    done = chat(runs, "--checkpoint", "run", "--prompt", "x")
+    assert done.returncode == 1 and "is not the tokenizer" in done.stderr

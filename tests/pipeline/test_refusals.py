@@ -1,0 +1,56 @@
+"""What cannot work is refused by `python -m lmtiny.train` in one line, before anything is prepared or compiled."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.optimizer.learning_rat=1"], "did you mean --config.optimizer.learning_rate?"),
+        (["--confg", "x"], "did you mean --config?"),
+        (["--config.train.num_steps=many"], "'many' is not a whole number"),
+        (["--config.model.num_heads=5"], "model.width = 32 is not divisible by model.num_heads = 5"),
+        (["--config.parallel.tensor=3"], "1 x 1 x 3 but there are 1 devices"),
+        (["--config.data.row_length=16"], "longer than the rows"),
+        (["--config.corpus.path=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--config.tokenizer.path=/nowhere"], "/nowhere"),
+        (["--config.data.row_length=64"], "--rebuild"),
+        (["--config.tokenizer.vocab_size=280"], "--rebuild"),
+        (["--resume", "x"], "leave --config out"),
+    ],
+    ids=str,
+)
+def test_one_line_and_nothing_else(whole, runs, flags, message):
+    done = runs.train("run", *flags)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lmtiny: error: ") and message in line
+    assert not (runs.folder / "run").exists()
+
+
+def test_resume_needs_a_run(runs):
+    done = runs.train("", command=[sys.executable, "-m", "lmtiny.train", "--resume", "nowhere"])
+    assert done.returncode == 1
+    assert done.stderr == "lmtiny: error: no checkpoint at nowhere: nowhere does not exist; give the folder of a run, such as runs/tiny\n"
+
+
+@pytest.mark.parametrize("module", ["train", "prepare", "chat"])
+def test_help_answers_at_once(runs, module):
+    command = [sys.executable, "-X", "importtime", "-m", f"lmtiny.{module}", "--help"]
+    done = subprocess.run(command, env=runs.env(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert f"python -m lmtiny.{module}" in done.stdout.splitlines()[2]
+    imported = [line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines()]
+    assert "lmtiny.config" in imported and not {"jax", "flax", "orbax", "grain"} & set(imported)  # seconds, for nothing
+
+
+def test_find_lr(runs):
+    done = runs.train("run", "--find-lr", "--config.train.num_steps=30")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("suggested")]
+    assert 1e-6 < float(line.split("learning_rate=")[1].split()[0]) < 0.3
+    assert (runs.folder / "run/learning_rates.png").stat().st_size > 10_000
+    assert not (runs.folder / "run/checkpoints").exists()
