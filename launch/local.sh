@@ -102,6 +102,7 @@ while [ ${#running[@]} -gt 0 ]; do
       # One that waits for the lost one in a collective never gets to answer.
       (sleep 10; signal_all KILL) &
       killer=$!
+      disown "$killer" # else bash would tell of its end
     fi
   fi
 done

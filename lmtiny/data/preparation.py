@@ -7,6 +7,7 @@ tokenizer from what is left to train on; encode; pack; write shards. Each step's
 import errno
 import hashlib
 import pathlib
+import platform
 import shutil
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -133,7 +134,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
     manifest = {
         "format": shards.FORMAT,
         "corpus": corpus.name(config),
-        "corpus_hash": hashlib.sha256(np.concatenate([one["hash"] for one in facts]).tobytes()).hexdigest(),
+        "corpus_hash": _corpus_hash(facts),
         "config_digest": digest(depends_on),
         "tokenizer": {"kind": known.kind, "vocab_size": known.vocab_size, "hash": known.hash, "bos_id": known.bos_id},
         "row_length": row_length(config),
@@ -145,6 +146,10 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
     }
     publishing.publish(folder, work, tokenizer_folder, shard_key, manifest)
     publishing.say(manifest)
+
+
+def _corpus_hash(facts: Facts) -> str:
+    return hashlib.sha256(np.concatenate([one["hash"] for one in facts]).tobytes()).hexdigest()
 
 
 def _read(run: pool.Run, units: list[Unit], work: pathlib.Path) -> Paths:
@@ -236,7 +241,16 @@ def _tokenizer(
         with console.progress("learning the tokenizer", min(total, limit), "bytes") as shown:
             texts = _sample(documents, facts, training, limit)
             learned = tokenizer.learn(config.tokenizer.kind, texts, config.tokenizer.vocab_size, limit, shown.update)
-        learned.save(aside, {"corpus": corpus.name(config), "bytes": min(total, limit), "documents": "the training side"})
+        learned.save(
+            aside,
+            {
+                "corpus": f"{corpus.name(config)}, training documents",
+                "corpus_sha256": _corpus_hash(facts),
+                "bytes": min(total, limit),
+                "settings": config.tokenizer.to_dict(),
+                "python": platform.python_version(),
+            },
+        )
     return path
 
 

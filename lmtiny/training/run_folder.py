@@ -56,7 +56,7 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Pre
             _set_aside_later(workdir / "checkpoints", step)
         workdir.mkdir(parents=True, exist_ok=True)
         write_aside(workdir / "config.json", config_lib.to_json(config))
-        data.tokenizer.save(workdir / "tokenizer", {"run": config.name})
+        data.tokenizer.save(workdir / "tokenizer")
     return done or 0
 
 

@@ -15,7 +15,7 @@ def test_the_sweep_grows_by_the_same_factor():
 def test_it_suggests_a_tenth_of_the_rate_of_the_lowest_loss():
     rates = np.logspace(-5, 1, 200)
     losses = 5 + np.log10(rates / 0.1) ** 2 + 0.05 * np.sin(np.arange(200))
-    assert find_rate.suggest(rates, losses) == pytest.approx(0.01, rel=0.6)  # the average lags a little behind
+    assert 0.01 < find_rate.suggest(rates, losses) < 0.025  # the average lags a few steps behind
 
 
 def test_smoothing_starts_at_the_first_loss_and_divergence_is_seen():
