@@ -134,7 +134,7 @@ case $action in
     copy_and_install
     ;;
   copy) copy_and_install ;;
-  run) on_all_workers "cd lmtiny && PATH=\"\$PWD/.venv/bin:\$PATH\" $(quoted "${command[@]}")" ;;
+  run) on_all_workers "cd lmtiny && LMTINY_COORDINATOR=auto PATH=\"\$PWD/.venv/bin:\$PATH\" $(quoted "${command[@]}")" ;;
   status) call "${tpu[@]}" describe "$name" "${where[@]}" ;;
   delete) call "${tpu[@]}" delete "$name" "${where[@]}" --quiet ;;
 esac

@@ -18,17 +18,22 @@ from lmtiny.parallel import axes
 def start_processes() -> None:
     """Joins the other processes of this run, when there are others; call before anything else touches jax.
 
-    On TPU pods and under Slurm, jax finds the others by itself.  Elsewhere three variables name them, as
-    `launch/local.sh --processes` sets: LMTINY_COORDINATOR (host:port), LMTINY_NUM_PROCESSES, LMTINY_PROCESS_ID.
+    Three variables name them, as `launch/local.sh --processes` sets: LMTINY_COORDINATOR (host:port),
+    LMTINY_NUM_PROCESSES, LMTINY_PROCESS_ID.  With LMTINY_COORDINATOR=auto jax finds them by itself, which it can on
+    Cloud TPU (`launch/tpu_vm.sh run` sets it) and under Slurm.
+
+    Raises:
+      UserError: variables that do not go together.
     """
-    if coordinator := os.environ.get("LMTINY_COORDINATOR"):
+    coordinator = os.environ.get("LMTINY_COORDINATOR")
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    elif coordinator:
         try:
             count, index = int(os.environ["LMTINY_NUM_PROCESSES"]), int(os.environ["LMTINY_PROCESS_ID"])
         except (KeyError, ValueError):
             raise UserError("LMTINY_COORDINATOR is set, so LMTINY_NUM_PROCESSES and LMTINY_PROCESS_ID must be whole numbers") from None
         jax.distributed.initialize(coordinator, count, index)
-    elif os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
-        jax.distributed.initialize()
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: list[Any] | None = None) -> Mesh:

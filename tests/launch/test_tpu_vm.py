@@ -74,7 +74,7 @@ def test_the_words_of_a_command_arrive_as_they_were_typed(tmp_path: pathlib.Path
 def test_a_dry_run_prints_what_a_shell_reads_back() -> None:
     (line,) = dry("run", *WHERE, "--dry-run", "--", "printf", "%s|", "two words", "it's")
     assert line[:-1] == f"{GCLOUD} ssh tiny --zone=us-west4-a --project=mine --worker=all".split()
-    remote = line[-1].removeprefix('--command=cd lmtiny && PATH="$PWD/.venv/bin:$PATH" ')
+    remote = line[-1].removeprefix('--command=cd lmtiny && LMTINY_COORDINATOR=auto PATH="$PWD/.venv/bin:$PATH" ')
     assert shlex.split(remote) == ["printf", "%s|", "two words", "it's"]
 
 
