@@ -26,4 +26,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.update({"num_steps": 400, "batch_size": 8})
     config.evaluation.update({"every": 100, "sample_every": 200})
     config.checkpoint.every = 100
+    config.log.every = 10
     return config

@@ -1,7 +1,7 @@
 """The command line that every entry point shares: `--config FILE`, `--config.X.Y=VALUE`, `--workdir`, its own flags.
 
 A flag that does not exist is refused in one line that names its neighbour. `--help` ends with all knobs, taken from
-`lmtiny.config`, and answers at once: nothing here imports jax.
+`lmtiny.knobs`, and answers at once: nothing here imports jax.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import NoReturn
 import ml_collections
 
 from lmtiny import config as config_module
+from lmtiny import knobs as knobs_lib
 from lmtiny.errors import UserError
 
 Flags = Callable[[argparse.ArgumentParser], None]
@@ -77,7 +78,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Returns (arguments for argparse, {dotted knob: text}); the last of two overrides counts."""
     rest: list[str] = []
     overrides: dict[str, str] = {}
-    knob_flags = [f"--config.{name}" for name, _ in config_module.knobs()]
+    knob_flags = [f"--config.{name}" for name, _ in knobs_lib.knobs()]
     waiting = list(argv)
     while waiting:
         argument = waiting.pop(0)
@@ -100,7 +101,7 @@ def _parsed(parser: _Parser, argv: list[str], doc: str, with_knobs: bool) -> arg
         print(help_text(parser, doc, with_knobs))
         sys.exit(0)
     known = list(parser._option_string_actions)
-    names = known + [f"--config.{name}" for name, _ in config_module.knobs()] * with_knobs
+    names = known + [f"--config.{name}" for name, _ in knobs_lib.knobs()] * with_knobs
     # Unknown flags are looked for first: argparse would rather complain that the flag so mistyped is missing.
     for argument in argv:
         if argument == "--":
@@ -148,7 +149,7 @@ def _wrapped_doc(doc: str, width: int) -> str:
 
 def _knob_text(width: int) -> str:
     lines = [textwrap.fill("Knobs, set in the config file or as --config.NAME=VALUE; with type, default and unit:", width)]
-    for section, knobs in config_module.KNOBS.items():
+    for section, knobs in knobs_lib.KNOBS.items():
         names = [f"{section}.{knob.name}" if section else knob.name for knob in knobs]
         kinds = [f"{knob.type.__name__} {_shown(knob.default)} {knob.unit}".rstrip() for knob in knobs]
         left, middle = max(map(len, names)) + 2, min(28, max(map(len, kinds))) + 2
@@ -174,7 +175,7 @@ def _shown(default: object) -> str:
     return '""' if default == "" else str(default)
 
 
-def _allowed(knob: config_module.Knob) -> str:
+def _allowed(knob: knobs_lib.Knob) -> str:
     """Returns what the knob's check allows, in its own words: those with which it refuses an impossible value."""
     problem = knob.check("" if knob.type is str else -math.inf) if knob.type in (str, int, float) else ""
     return problem.removeprefix("must ").removeprefix("be ").removeprefix("lie ")

@@ -105,7 +105,7 @@ def train(
         for step in range(first_step + 1, num_steps + 1):  # `step` counts the steps that are done
             state, metrics = train_step(state, place_batch(mesh, next(batches), batch_size))
             report.tell(step, metrics)
-            stopped = interruption.asked(step)
+            stopped = interruption.asked(step) and step < num_steps
             validate, show_samples, save = (
                 step == num_steps or (every > 0 and step % every == 0)
                 for every in (config.evaluation.every, config.evaluation.sample_every, config.checkpoint.every)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from lmtiny import config as config_lib
+from lmtiny import knobs
 from lmtiny.errors import UserError
 
 FILE = "import ml_collections\nfrom lmtiny.config import defaults\ndef get_config():\n    config = defaults()\n    {}\n    return config\n"
@@ -101,8 +102,8 @@ def test_what_a_resumed_run_may_change(tmp_path):
 
 
 def test_every_knob_is_described_once():
-    names = [name for name, _ in config_lib.knobs()]
+    names = [name for name, _ in knobs.knobs()]
     assert len(names) == len(set(names)) > 60
-    for name, knob in config_lib.knobs():
+    for name, knob in knobs.knobs():
         assert knob.meaning and not knob.check(knob.default), name
         assert type(knob.default) is knob.type, name

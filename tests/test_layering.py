@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("tasks", "interop", "sampling", "training", "model", "data", "corpus", "tokenizer")  # top to bottom
-GROUND = ("run_log", "parallel", "command_line", "console", "files", "config", "errors")  # uses no room, and only ground below it
+GROUND = ("run_log", "parallel", "command_line", "console", "files", "config", "knobs", "errors")  # uses no room, and only ground below it
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
 

@@ -1,0 +1,160 @@
+"""Every knob of lmtiny, declared once: name, type, default, unit, meaning, check.
+
+`lmtiny.config` makes configs of them; `--help` prints them.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Check = Callable[[Any], str]  # returns what is wrong, or ""
+
+
+def at_least(low: float) -> Check:
+    return lambda value: "" if value >= low else f"must be at least {low:g}"
+
+
+def above(low: float) -> Check:
+    return lambda value: "" if value > low else f"must be above {low:g}"
+
+
+def within(low: float, high: float) -> Check:
+    return lambda value: "" if low <= value <= high else f"must lie within {low:g} and {high:g}"
+
+
+def one_of(*choices: str) -> Check:
+    return lambda value: "" if value in choices else f"must be one of {', '.join(choices)}"
+
+
+def letters(allowed: str) -> Check:
+    return lambda value: "" if value and set(value) <= set(allowed) else f"must be made of the letters {allowed}"
+
+
+def anything(_: Any) -> str:
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+    """One setting. `type` is int, float, bool, str or tuple (of str); `unit` is "" where there is none."""
+
+    name: str
+    type: type
+    default: Any
+    unit: str
+    meaning: str
+    check: Check = anything
+
+
+KNOBS: dict[str, tuple[Knob, ...]] = {
+    "": (
+        Knob("name", str, "", "", "name of the run and of its folder under runs/; empty: the config file's name"),
+        Knob("seed", int, 0, "", "seed of the initial weights, the shuffles, dropout and the samples", at_least(0)),
+    ),
+    "corpus": (
+        Knob("kind", str, "builtin", "", "builtin: English found in the Python installation; files: your own text", one_of("builtin", "files")),
+        Knob("path", str, "", "", "files: a folder, a file or a glob of .txt, .jsonl or .parquet; several separated by commas"),
+        Knob("validation_path", str, "", "", "files: those of `path` that are held out for validation (a glob); empty: documents chosen by hash"),
+        Knob("text_key", str, "text", "", "the field of a .jsonl or .parquet record that holds the text"),
+        Knob("installed_packages", bool, False, "", "builtin: also read the installed packages (their text varies with their versions)"),
+        Knob("section_bytes", int, 65536, "bytes", "a .txt file longer than this is cut at blank lines into documents of about this size", at_least(1024)),
+        Knob("validation_fraction", float, 0.05, "", "share of the documents held out for validation", within(0.0001, 0.5)),
+        Knob("near_duplicate", float, 0.5, "Jaccard", "a training document this similar to a held-out one (word 5-grams) is dropped; above 1: never", above(0)),
+    ),
+    "tokenizer": (
+        Knob("kind", str, "bpe", "", "bpe: byte-level byte-pair encoding; char: one token a character; byte: one token a byte", one_of("bpe", "char", "byte")),
+        Knob("path", str, "", "", "folder of a ready tokenizer; empty: learn one from the corpus"),
+        Knob("vocab_size", int, 4096, "tokens", "vocabulary at most, special tokens included (char and byte take what they need)", at_least(266)),
+        Knob("sample_bytes", int, 2_000_000_000, "bytes", "learn from at most this much text", at_least(1)),
+    ),
+    "data": (
+        Knob("dir", str, "", "", "folder of the token shards; empty: prepared/ and a name made of what they depend on"),
+        Knob("row_length", int, 0, "tokens", "T of the stored rows of T+1 tokens, a multiple of model.context_length; 0: model.context_length", at_least(0)),
+        Knob("rows_per_shard", int, 65536, "rows", "rows in one array_record file", at_least(1)),
+        Knob("num_processes", int, 0, "", "processes that tokenise; 0: one a core", at_least(0)),
+        Knob("read_threads", int, 2, "", "threads that read rows while the device computes", at_least(1)),
+        Knob("prefetch", int, 4, "batches", "batches read ahead", at_least(1)),
+    ),
+    "model": (
+        Knob("context_length", int, 256, "tokens", "T: the longest sequence the model is trained on", at_least(2)),
+        Knob("num_layers", int, 4, "", "L: Transformer blocks", at_least(1)),
+        Knob("width", int, 256, "", "D: size of the residual stream", at_least(1)),
+        Knob("num_heads", int, 4, "", "H: query heads", at_least(1)),
+        Knob("num_kv_heads", int, 0, "", "K: key and value heads, shared by H/K query heads each (GQA); 0: H", at_least(0)),
+        Knob("head_dim", int, 0, "", "N: size of a head; 0: D/H", at_least(0)),
+        Knob("mlp_ratio", float, 4.0, "", "F/D: hidden size of the MLP over the width", above(0)),
+        Knob("activation", str, "relu2", "", "of the MLP; swiglu and geglu are gated (three matrices)", one_of("swiglu", "geglu", "gelu", "silu", "relu2")),
+        Knob("norm", str, "rmsnorm", "", "normalisation before attention, MLP and head", one_of("rmsnorm", "layernorm")),
+        Knob("norm_scale", bool, False, "", "learned scale in the norms (LayerNorm: scale and bias)"),
+        Knob("norm_epsilon", float, 1e-6, "", "added to the mean square", above(0)),
+        Knob("position", str, "rope", "", "rope: rotary; learned: a table added to the embedding", one_of("rope", "learned")),
+        Knob("rope_base", float, 10000.0, "", "base of the rotary wavelengths", above(1)),
+        Knob("bias", str, "none", "", "biases: none; on queries, keys and values; or on every matrix of the blocks", one_of("none", "qkv", "all")),
+        Knob("qk_norm", bool, True, "", "RMSNorm without scale on queries and keys"),
+        Knob("logit_soft_cap", float, 0.0, "", "logits = cap * tanh(logits / cap); 0: none", at_least(0)),
+        Knob("tied_embeddings", bool, False, "", "the head reads the embedding table"),
+        Knob("window", int, 0, "tokens", "how far back a layer marked S sees, itself included; 0: as far as L", at_least(0)),
+        Knob("window_pattern", str, "L", "", "repeated over the layers: S slides a window, L sees the whole context", letters("SL")),
+        Knob("mask_documents", bool, True, "", "a token sees only its own document in a packed row"),
+        Knob("dropout", float, 0.0, "", "share of activations dropped after embedding, attention and MLP", within(0, 0.9)),
+        Knob("init", str, "gpt", "", "of the matrices inside blocks: gpt: normal(0.02); xavier; kaiming (embedding and head: always normal(0.02))", one_of("gpt", "xavier", "kaiming")),
+        Knob("zero_projections", bool, True, "", "output matrices of attention and MLP start at zero (else scaled by 1/sqrt(2L) under gpt)"),
+        Knob("vocab_multiple", int, 1, "tokens", "rows of embedding and head are padded to a multiple, so that a mesh divides them", at_least(1)),
+        Knob("scan_layers", bool, False, "", "one compiled block run L times (compiles fast); else L blocks in a row (runs faster on CPU)"),
+        Knob("remat", str, "none", "", "recompute in the backward pass: nothing; all but matmul results; whole blocks", one_of("none", "dots", "block")),
+        Knob("compute_dtype", str, "float32", "", "of activations and matmuls; weights stay float32; float16 scales its loss", one_of("float32", "bfloat16", "float16")),
+    ),
+    "optimizer": (
+        Knob("name", str, "muon", "", "adamw; muon: Muon for matrices inside blocks, AdamW for the rest", one_of("adamw", "muon")),
+        Knob("learning_rate", float, 3e-4, "", "peak rate of the matrices inside blocks", above(0)),
+        Knob("embedding_learning_rate", float, 0.0, "", "peak rate of the embedding tables; 0: learning_rate", at_least(0)),
+        Knob("head_learning_rate", float, 0.0, "", "peak rate of the head; 0: learning_rate", at_least(0)),
+        Knob("scalar_learning_rate", float, 0.0, "", "peak rate of norms and biases; 0: learning_rate", at_least(0)),
+        Knob("schedule", str, "cosine", "", "after the warmup: cosine; linear: constant, then linear warmdown; constant", one_of("cosine", "linear", "constant")),
+        Knob("warmup_steps", int, 0, "steps", "linear from zero", at_least(0)),
+        Knob("warmdown_fraction", float, 0.4, "", "linear: share of the run that warms down", within(0, 1)),
+        Knob("final_fraction", float, 0.1, "", "rate at the end over the peak", within(0, 1)),
+        Knob("b1", float, 0.9, "", "AdamW: decay of the mean", within(0, 0.99999)),
+        Knob("b2", float, 0.95, "", "AdamW: decay of the square", within(0, 0.999999)),
+        Knob("epsilon", float, 1e-8, "", "AdamW: added to the root", above(0)),
+        Knob("momentum", float, 0.95, "", "Muon: decay of the Nesterov momentum", within(0, 0.99999)),
+        Knob("weight_decay", float, 0.1, "per step, times the rate", "decoupled weight decay", at_least(0)),
+        Knob("decay", str, "matrices", "", "what decays: matrices inside blocks; those, embedding and head; everything", one_of("matrices", "tables", "all")),
+        Knob("clip_norm", float, 1.0, "", "gradients are scaled to at most this global norm; 0: not", at_least(0)),
+    ),
+    "train": (
+        Knob("num_steps", int, 1000, "steps", "optimizer steps", at_least(1)),
+        Knob("batch_size", int, 32, "rows", "rows in a step, over all devices and microbatches", at_least(1)),
+        Knob("accumulation", int, 1, "microbatches", "a step sums the gradients of this many microbatches", at_least(1)),
+        Knob("loss_chunk", int, 0, "tokens", "cross-entropy this many tokens at a time, so that the full logits never exist; 0: all at once", at_least(0)),
+    ),
+    "parallel": (
+        Knob("data", int, 0, "devices", "copies of the model, each with its share of the batch; 0: the devices that are left", at_least(0)),
+        Knob("fsdp", int, 1, "devices", "devices that share the batch, the weights and the optimizer state (ZeRO-3)", at_least(1)),
+        Knob("tensor", int, 1, "devices", "devices that share heads, MLP and vocabulary", at_least(1)),
+    ),
+    "evaluation": (
+        Knob("every", int, 200, "steps", "validation loss; 0: only at the end", at_least(0)),
+        Knob("rows", int, 256, "rows", "validation rows at most", at_least(1)),
+        Knob("sample_every", int, 0, "steps", "samples during training; 0: only at the end", at_least(0)),
+        Knob("prompts", tuple, ("The ", "This function returns"), "", "what the samples go on from"),
+        Knob("sample_tokens", int, 64, "tokens", "length of a sample", at_least(1)),
+        Knob("temperature", float, 0.8, "", "of the samples; 0: the likeliest token", at_least(0)),
+    ),
+    "checkpoint": (
+        Knob("every", int, 250, "steps", "save; 0: only at the end", at_least(0)),
+        Knob("keep", int, 2, "checkpoints", "the newest ones to keep", at_least(1)),
+        Knob("keep_best", bool, True, "", "also keep the one of the best validation loss"),
+    ),
+    "log": (
+        Knob("every", int, 20, "steps", "read the loss and write a line; the only moments the loop waits for the device", at_least(1)),
+        Knob("tensorboard", bool, True, "", "also write TensorBoard events"),
+    ),
+}
+
+
+def knobs() -> Iterator[tuple[str, Knob]]:
+    """Yields (dotted name, knob) for all of them, in the order of declaration."""
+    for section, members in KNOBS.items():
+        for knob in members:
+            yield (f"{section}.{knob.name}" if section else knob.name), knob
