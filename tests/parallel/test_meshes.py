@@ -158,7 +158,8 @@ def test_every_mesh_starts_from_the_same_weights():
     one, split = (jax.device_get(size.init_params(small_config(shape), places)) for shape, places in (
         ((1, 1, 1), None), ((2, 2, 2), axes_lib.tree_shardings(on_mesh(small_config((2, 2, 2))), size.abstract(small_config())[2]))
     ))  # fmt: skip
-    jax.tree.map(np.testing.assert_array_equal, one, split)
+    # The same random bits; the inverse error function may round the last one otherwise when it is compiled for a shard.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, split)
 
 
 def test_an_axis_is_not_used_twice():
