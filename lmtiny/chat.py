@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from lmtiny import command_line, console
+from lmtiny.errors import UserError
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,8 @@ def main() -> int:
     if args.prompt is None:
         console.say(f"{model.path}: step {model.step}. Type a text for the model to go on with; an empty line ends.")
     turn = 0
+    if args.prompt == "":
+        raise UserError("--prompt is empty: give a text to go on with")
     while prompt := args.prompt if args.prompt is not None else _ask():
         text = StreamDecoder(model.tokenizer)
         for token in decoder.generate(

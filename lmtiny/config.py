@@ -103,10 +103,13 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ml_collections.C
         there = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
         raise UserError(f"no config file {path!r}{nearest(path, there) if there else ''}".replace("; --help lists them all", ""))
     spec = importlib.util.spec_from_file_location(f"lmtiny_config_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no config file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"{path} has no get_config(); a config file defines one that returns the config")
         config = module.get_config()
     except UserError:
         raise
@@ -181,7 +184,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         (f"corpus.path = {config.corpus.path!r} is given but corpus.kind is 'builtin'; add --config.corpus.kind=files",
          config.corpus.kind == "builtin" and config.corpus.path),
         ("corpus.validation_path needs corpus.kind = 'files'", config.corpus.kind == "builtin" and config.corpus.validation_path),
-        (f"optimizer.warmup_steps = {config.optimizer.warmup_steps} is more than train.num_steps = {train.num_steps}",
+        (f"optimizer.warmup_steps = {config.optimizer.warmup_steps} is more than train.num_steps = {train.num_steps}; lower it too",
          config.optimizer.warmup_steps > train.num_steps),
         (f"tokenizer.vocab_size = {config.tokenizer.vocab_size} is above what a shard holds (uint32)",
          config.tokenizer.vocab_size >= 2**32),
@@ -207,7 +210,7 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
     rest = shape["fsdp"] * shape["tensor"]
     shape["data"] = shape["data"] or max(1, num_devices // rest)
     if math.prod(shape.values()) != num_devices:
-        raise UserError(f"parallel: data x fsdp x tensor = {' x '.join(map(str, shape.values()))} but there are {num_devices} devices")
+        raise UserError(f"parallel: data x fsdp x tensor = {' x '.join(map(str, shape.values()))} but the devices are {num_devices}")
     model, microbatch = config.model, config.train.batch_size // config.train.accumulation
     fsdp, tensor, rows = shape["fsdp"], shape["tensor"], shape["data"] * shape["fsdp"]
     for what, size, axis, parts in (

@@ -7,11 +7,13 @@ Nothing here is slow to import: rich is loaded only when a bar is drawn.
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from lmtiny.errors import UserError
@@ -28,6 +30,7 @@ _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range
 
 _bar: "RichProgress | None" = None  # the bar on the screen, if any
 _silent = False
+interrupted = False  # Ctrl-C was heard; its exception gets lost where it meets a callback of the garbage collector
 
 
 def silence(silent: bool = True) -> None:
@@ -221,12 +224,20 @@ def _new_bar() -> "RichProgress":
     )
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    global interrupted
+    interrupted = True
+    raise KeyboardInterrupt
+
+
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Runs an entry point and exits with what it returns (None: 0).
 
     UserError becomes one line on stderr and exit 1; Ctrl-C a line and exit 130; a reader that went away (`| head`) is
     no error to talk about, exit 1; any other exception keeps its traceback, exit 1.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where SIGINT is ignored, as in a script's background
+        signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a sample in another script must not end a run on an ASCII terminal
@@ -240,7 +251,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         code = _ended(f"lmtiny: error: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
-        code = _ended("lmtiny: interrupted", 130)
+        _ended("lmtiny: interrupted", 130)
+        sys.stdout.flush()
+        os._exit(130)  # at once: libraries whose threads are at work have been seen to crash in an orderly exit
     except BrokenPipeError:
         # Python flushes stdout once more at exit and would complain: let it flush into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

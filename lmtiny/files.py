@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written aside, then renamed."""
+"""Files and folders that are there whole or not at all: written aside, then renamed; and held by one process at a time."""
 
 import os
 import pathlib
@@ -40,3 +40,21 @@ def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Replaces `path` as a whole: a kill at any moment leaves the old or the new content, never half of it."""
     with opened(pathlib.Path(path)) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Returns whether this process now holds the open file's lock, until it is closed or the process dies; never waits.
+
+    True as well where the system or the file system knows no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a network file system without locks
+        return True
+    return True

@@ -50,7 +50,8 @@ def main() -> int:
     step = None
     if args.resume:
         config, args.workdir, step = run_folder.config_of_checkpoint(args.resume, args.overrides)
-    mesh_lib.make_mesh(config)  # refuses what cannot be split before hours of preparing
+    run_folder.refuse_unusable(args.workdir)  # what cannot work is refused before hours of preparing
+    mesh_lib.make_mesh(config)
     data = prepare(config, rebuild=args.rebuild)
     config.tokenizer.vocab_size = data.tokenizer.vocab_size
     mesh = mesh_lib.make_mesh(config)
@@ -58,12 +59,13 @@ def main() -> int:
     with jax.set_mesh(mesh):
         if args.find_lr:
             return find_learning_rate(config, data, mesh, args.workdir)
-        first_step = run_folder.open_run(args.workdir, config, data, step)
-        if first_step >= config.train.num_steps:
-            console.say(f"{args.workdir} is trained already: {first_step} steps. To train anew, give another --workdir or delete it.")
-            reporter.say_what_next(args.workdir)
-            return 0
-        return train(config, data, mesh, args.workdir, first_step, started)
+        with run_folder.held(args.workdir):
+            first_step = run_folder.open_run(args.workdir, config, data, step)
+            if first_step >= config.train.num_steps:
+                console.say(f"{args.workdir} is trained already: {first_step} steps. To train anew, give another --workdir or delete it.")
+                reporter.say_what_next(args.workdir)
+                return 0
+            return train(config, data, mesh, args.workdir, first_step, started)
 
 
 def train(

@@ -107,3 +107,10 @@ def test_every_knob_is_described_once():
     for name, knob in knobs.knobs():
         assert knob.meaning and not knob.check(knob.default), name
         assert type(knob.default) is knob.type, name
+
+
+@pytest.mark.parametrize(("name", "message"), [("README.md", "must end in .py"), ("empty.py", "has no get_config()")])
+def test_what_is_no_config_file(tmp_path, name, message):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=message):
+        config_lib.load(str(tmp_path / name))

@@ -9,12 +9,11 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
 
 import numpy as np
 
 from lmtiny import console
-from lmtiny.files import ASIDE, opened
+from lmtiny.files import ASIDE, opened, try_lock
 
 
 def save(path: pathlib.Path, array: np.ndarray) -> None:
@@ -33,26 +32,12 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "ab") as file:
         told = False
-        while not _try_lock(file):
+        while not try_lock(file):
             if not told:
                 console.say(f"{folder} is being prepared by another process; waiting for it")
                 told = True
             time.sleep(0.2)
         yield  # closing the file, or dying, lets go
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a network file system without locks
-        return True
-    return True
 
 
 def sweep(folder: pathlib.Path) -> None:

@@ -55,7 +55,7 @@ class Decoder:
         """
         for problem, is_so in (
             ("the prompt is empty", not prompt),
-            (f"temperature = {temperature} must not be negative", not temperature >= 0),
+            (f"temperature = {temperature} must be 0 or above", not temperature >= 0),
             (f"top_k = {top_k} must not be negative", top_k < 0),
             (f"top_p = {top_p} must lie above 0 and not above 1", not 0 < top_p <= 1),
         ):

@@ -51,6 +51,8 @@ class Saver:
         self.wait()
         target = self.folder / str(step)
         if jax.process_index() == 0 and target.exists():
+            if (target / MANIFEST).exists():
+                raise UserError(f"checkpoint {target} exists already and is not overwritten: does another run write there?")
             shutil.rmtree(target)  # a save that was cut short
         _barrier(f"save {step}")
         self._checkpointer.save(

@@ -6,6 +6,8 @@ from types import FrameType, TracebackType
 
 import jax
 
+from lmtiny import console
+
 
 class Interruption:
     """`with Interruption() as interruption:` and ask `interruption.asked(step)` once a step, on all processes.
@@ -15,6 +17,8 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self._signal = 0
+        if console.interrupted:
+            raise KeyboardInterrupt
         handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         if jax.process_count() > 1:
             # jax.distributed hears SIGTERM itself and makes the processes agree on a step; SIGINT is passed on to it.
@@ -29,6 +33,9 @@ class Interruption:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self._signal == signal.SIGINT == number:
             raise KeyboardInterrupt
+        if not self._signal:
+            # Not through console: this may interrupt it in the middle of a line.
+            os.write(2, b"\nlmtiny: stopping after this step, to save it; Ctrl-C once more leaves at once\n")
         self._signal = number
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

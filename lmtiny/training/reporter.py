@@ -61,6 +61,9 @@ class Reporter:
             figures["mfu"] = speed * self.flops_a_token / self.peak
         if self.log is not None:
             self.log.write(step, **figures)
+        if step == self.first_step + 1:  # the rate of a step that was compiled foretells nothing
+            self.resume(step)
+            return
         shown = {"mfu": f"{figures['mfu']:.1%}"} if self.peak else {}
         self.bar.update(step * self.tokens_a_step, step=f"{step}/{self.config.train.num_steps}", loss=f"{values['loss']:.3f}", **shown)
         self.resume(step)

@@ -1,7 +1,10 @@
 """The folder of a run: what is put there at its start, and whether a start goes on with what is there."""
 
+import contextlib
+import os
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -10,7 +13,7 @@ from lmtiny import config as config_lib
 from lmtiny import console
 from lmtiny.data import Prepared
 from lmtiny.errors import UserError
-from lmtiny.files import write_aside
+from lmtiny.files import try_lock, write_aside
 from lmtiny.model import size
 from lmtiny.run_log import RunLog
 from lmtiny.training import checkpoint
@@ -30,11 +33,41 @@ def config_of_checkpoint(where: str, overrides: dict[str, str]) -> tuple[ml_coll
     return config, run, step
 
 
+def refuse_unusable(workdir: pathlib.Path) -> None:
+    """Raises UserError where `workdir` cannot become a folder: before anything is prepared for it."""
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--workdir {workdir}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--workdir {workdir}: {there} cannot be written to")
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder of a run and holds it for this run alone; the first of its processes does so for all.
+
+    Raises:
+      UserError: another run holds it, or it cannot be made.
+    """
+    if jax.process_index():
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / ".lock", "ab")  # noqa: SIM115 -- closed below; what happens meanwhile is not this OSError's
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be used: {error.strerror}") from None
+    with file:
+        if not try_lock(file):
+            raise UserError(f"{workdir} is being trained by another process: wait for it, or choose another --workdir")
+        yield
+
+
 def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Prepared, step: int | None) -> int:
     """Returns how many steps of this run are done (0: it is new) after making sure that config, tokenizer and data are its own.
 
-    Writes config.json and tokenizer/. `step` picks an older checkpoint; later ones are then renamed, so that
-    none of them is taken for the newest of this run.
+    Writes config.json and tokenizer/. `step` picks an older checkpoint. Later ones than the one gone on from (damaged,
+    or not wanted) are renamed, so that none of them is taken for the newest of this run, and none is lost.
 
     Raises:
       UserError: the folder holds a run of another config or tokenizer, or only damaged checkpoints.
@@ -52,9 +85,8 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Pre
             if before != now:
                 raise UserError(f"{workdir} was trained with another {what} than {data.folder} holds: choose another --workdir")
     if jax.process_index() == 0:
-        if step is not None:
-            _set_aside_later(workdir / "checkpoints", step)
-        workdir.mkdir(parents=True, exist_ok=True)
+        if done is not None:
+            _set_aside_later(workdir / "checkpoints", done)
         write_aside(workdir / "config.json", config_lib.to_json(config))
         data.tokenizer.save(workdir / "tokenizer")
     return done or 0

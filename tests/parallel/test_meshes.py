@@ -172,7 +172,7 @@ def test_an_axis_is_not_used_twice():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel.data": "3"}, r"3 x 1 x 1 but there are 8 devices"),
+        ({"parallel.data": "3"}, r"3 x 1 x 1 but the devices are 8"),
         ({"parallel.tensor": "8", "model.num_kv_heads": "4"}, "num_kv_heads = 4 is not divisible by tensor = 8"),
         ({"train.batch_size": "12"}, "12 is not divisible by data x fsdp = 8"),
         ({"train.accumulation": "2"}, "4 is not divisible by data x fsdp = 8"),

@@ -1,6 +1,7 @@
 """`python -m lmtiny.chat` on a trained run: text out, the same for the same seed, and one line for what is wrong."""
 
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -60,3 +61,17 @@ def test_another_tokenizer_is_refused(runs, run, tmp_path):
     learn("byte", [], 265, 1).save(tmp_path / "run/tokenizer")
     done = chat(runs, "--checkpoint", "run", "--prompt", "x")
     assert done.returncode == 1 and "is not the tokenizer" in done.stderr
+
+
+def test_an_empty_prompt_is_told(runs, run):
+    done = chat(runs, "--checkpoint", run, "--prompt", "")
+    assert done.returncode == 1 and done.stderr == "lmtiny: error: --prompt is empty: give a text to go on with\n"
+
+
+def test_ctrl_c_ends_it_with_130(runs, run):
+    command = [sys.executable, "-u", "-m", "lmtiny.chat", "--checkpoint", run, "--prompt", "x", "--max-tokens", "1000000", "--top-k", "0"]
+    with subprocess.Popen(command, cwd=runs.folder, env=runs.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.decode().endswith("lmtiny: interrupted\n")

@@ -1,5 +1,6 @@
 """What cannot work is refused by `python -m lmtiny.train` in one line, before anything is prepared or compiled."""
 
+import signal
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import pytest
         (["--confg", "x"], "did you mean --config?"),
         (["--config.train.num_steps=many"], "'many' is not a whole number"),
         (["--config.model.num_heads=5"], "model.width = 32 is not divisible by model.num_heads = 5"),
-        (["--config.parallel.tensor=3"], "1 x 1 x 3 but there are 1 devices"),
+        (["--config.parallel.tensor=3"], "1 x 1 x 3 but the devices are 1"),
         (["--config.data.row_length=16"], "longer than the rows"),
         (["--config.corpus.path=/nowhere/at/all"], "/nowhere/at/all"),
         (["--config.tokenizer.path=/nowhere"], "/nowhere"),
@@ -29,6 +30,29 @@ def test_one_line_and_nothing_else(whole, runs, flags, message):
     (line,) = done.stderr.splitlines()
     assert line.startswith("lmtiny: error: ") and message in line
     assert not (runs.folder / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["file", "file/inside"])
+def test_a_workdir_that_is_a_file(whole, runs, where):
+    (runs.folder / "file").write_text("mine")
+    done = runs.train(where)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("lmtiny: error: --workdir ") and "is a file, not a folder" in done.stderr
+    assert (runs.folder / "file").read_text() == "mine"
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(whole, runs):
+    with runs.start("run", "--config.train.num_steps=100000", "--config.evaluation.every=0") as first:
+        for line in first.stdout:
+            if "first step done" in line:
+                break
+        second = runs.train("run")
+        assert second.returncode == 1
+        assert "is being trained by another process" in second.stderr and len(second.stderr.splitlines()) == 1
+        first.send_signal(signal.SIGINT)
+        rest = first.stdout.read()
+    assert first.returncode == 130
+    assert "stopping after this step" in rest and "stopped as asked" in rest
 
 
 def test_resume_needs_a_run(runs):
