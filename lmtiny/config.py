@@ -166,13 +166,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         if problem := knob.check(value):
             raise UserError(f"{name} = {value!r} {problem}")
     model, train = config.model, config.train
-    head_dim = model.head_dim or model.width // model.num_heads
     for problem, is_so in (
         (f"model.width = {model.width} is not divisible by model.num_heads = {model.num_heads}; set model.head_dim, or another width",
          not model.head_dim and model.width % model.num_heads),
         (f"model.num_heads = {model.num_heads} is not divisible by model.num_kv_heads = {model.num_kv_heads}",
          model.num_kv_heads and model.num_heads % model.num_kv_heads),
-        (f"rotary positions need an even head size, not {head_dim}", model.position == "rope" and head_dim % 2),
+        (f"rotary positions need an even head size, not {head_dim(model)}", model.position == "rope" and head_dim(model) % 2),
         (f"train.batch_size = {train.batch_size} is not divisible by train.accumulation = {train.accumulation}",
          train.batch_size % train.accumulation),
         (f"model.context_length = {model.context_length} is longer than the rows, data.row_length = {config.data.row_length}",
@@ -200,26 +199,55 @@ def padded_vocab(config: ml_collections.ConfigDict) -> int:
     return -(-config.tokenizer.vocab_size // config.model.vocab_multiple) * config.model.vocab_multiple
 
 
+def head_dim(model: ml_collections.ConfigDict) -> int:
+    """Returns N, the size of a head, of the config's model section."""
+    return int(model.head_dim or model.width // model.num_heads)
+
+
+def num_kv_heads(model: ml_collections.ConfigDict) -> int:
+    """Returns K, the number of key and value heads, of the config's model section."""
+    return int(model.num_kv_heads or model.num_heads)
+
+
+def mlp_size(model: ml_collections.ConfigDict) -> int:
+    """Returns F, the hidden size of the MLP, of the config's model section."""
+    return round(model.mlp_ratio * model.width)
+
+
+def pipeline_microbatches(config: ml_collections.ConfigDict) -> int:
+    """Returns into how many microbatches the pipeline cuts a device's rows; 1 without a pipeline."""
+    stages = config.parallel.pipeline
+    return int(config.parallel.pipeline_microbatches or 2 * stages) if stages > 1 else 1
+
+
 def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str, int]:
-    """Returns {"data", "fsdp", "tensor"} -> devices, and refuses what `num_devices` or the model cannot be split into.
+    """Returns mesh axis -> devices, and refuses what `num_devices` or the model cannot be split into.
 
     Raises:
-      UserError: the mesh is not the devices, or batch, heads, width, MLP or vocabulary do not divide by it.
+      UserError: the mesh is not the devices, or batch, time, layers, heads, width, MLP or vocabulary do not divide by it.
     """
-    shape = {"data": config.parallel.data, "fsdp": config.parallel.fsdp, "tensor": config.parallel.tensor}
-    rest = shape["fsdp"] * shape["tensor"]
+    names = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
+    shape = {name: int(config.parallel[name]) for name in names}
+    rest = math.prod(size for name, size in shape.items() if name != "data")
     shape["data"] = shape["data"] or max(1, num_devices // rest)
     if math.prod(shape.values()) != num_devices:
-        raise UserError(f"parallel: data x fsdp x tensor = {' x '.join(map(str, shape.values()))} but the devices are {num_devices}")
+        product = " x ".join(f"{name} {size}" for name, size in shape.items() if size > 1 or name == "data")
+        raise UserError(f"parallel: {product} is not the {num_devices} devices there are")
     model, microbatch = config.model, config.train.batch_size // config.train.accumulation
-    fsdp, tensor, rows = shape["fsdp"], shape["tensor"], shape["data"] * shape["fsdp"]
+    fsdp, tensor, context, pipeline = shape["fsdp"], shape["tensor"], shape["context"], shape["pipeline"]
+    pieces = 2 * context if context > 1 else 1
+    rows = shape["data"] * fsdp * shape["expert"]
     for what, size, axis, parts in (
-        ("train.batch_size / train.accumulation", microbatch, "data x fsdp", rows),
+        ("train.batch_size / train.accumulation", microbatch, "data x fsdp x expert", rows),
+        ("rows of a device (train.batch_size / train.accumulation / data / fsdp / expert)", microbatch // rows,
+         "parallel.pipeline_microbatches", pipeline_microbatches(config)),
+        ("model.num_layers", model.num_layers, "pipeline", pipeline),
+        ("model.context_length", model.context_length, "2 x context x tensor" if context > 1 else "tensor", pieces * tensor),
         ("model.num_heads", model.num_heads, "tensor", tensor),
-        ("model.num_kv_heads", model.num_kv_heads or model.num_heads, "tensor", tensor),
+        ("model.num_kv_heads", num_kv_heads(model), "tensor", tensor),
         ("model.width", model.width, "fsdp", fsdp),
-        ("the MLP's hidden size", round(model.mlp_ratio * model.width), "tensor", tensor),
-        ("the vocabulary (raise model.vocab_multiple)", padded_vocab(config), "fsdp x tensor", fsdp * tensor),
+        ("the MLP's hidden size", mlp_size(model), "tensor", tensor),
+        ("the vocabulary (raise model.vocab_multiple)", padded_vocab(config), "fsdp x tensor x pipeline", fsdp * tensor * pipeline),
     ):
         if size % parts:
             raise UserError(f"parallel: {what} = {size} is not divisible by {axis} = {parts}")

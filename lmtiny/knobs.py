@@ -26,8 +26,16 @@ def one_of(*choices: str) -> Check:
     return lambda value: "" if value in choices else f"must be one of {', '.join(choices)}"
 
 
+def of(*choices: int) -> Check:
+    return lambda value: "" if value in choices else f"must be {' or '.join(map(str, choices))}"
+
+
 def letters(allowed: str) -> Check:
     return lambda value: "" if value and set(value) <= set(allowed) else f"must be made of the letters {allowed}"
+
+
+def each_of(*choices: str) -> Check:
+    return lambda value: "" if value and set(value) <= set(choices) else f"must be one or more of {', '.join(choices)}"
 
 
 def anything(_: Any) -> str:
@@ -101,7 +109,8 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("zero_projections", bool, True, "", "output matrices of attention and MLP start at zero (else scaled by 1/sqrt(2L) under gpt)"),
         Knob("vocab_multiple", int, 1, "tokens", "rows of embedding and head are padded to a multiple, so that a mesh divides them", at_least(1)),
         Knob("scan_layers", bool, False, "", "one compiled block run L times (compiles fast); else L blocks in a row (runs faster on CPU)"),
-        Knob("remat", str, "none", "", "recompute in the backward pass: nothing; all but matmul results; whole blocks", one_of("none", "dots", "block")),
+        Knob("remat", str, "none", "", "recompute in the backward pass: nothing; all but matmul results; all but remat_names; the same, kept in the host's memory; whole blocks", one_of("none", "dots", "names", "offload", "block")),
+        Knob("remat_names", tuple, ("attended", "mlp_hidden"), "", "names and offload: what is kept, of query, key, value, attended, mlp_hidden", each_of("query", "key", "value", "attended", "mlp_hidden")),
         Knob("compute_dtype", str, "float32", "", "of activations and matmuls; weights stay float32; float16 scales its loss", one_of("float32", "bfloat16", "float16")),
     ),
     "optimizer": (
@@ -130,8 +139,13 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
     ),
     "parallel": (
         Knob("data", int, 0, "devices", "copies of the model, each with its share of the batch; 0: the devices that are left", at_least(0)),
-        Knob("fsdp", int, 1, "devices", "devices that share the batch, the weights and the optimizer state (ZeRO-3)", at_least(1)),
-        Knob("tensor", int, 1, "devices", "devices that share heads, MLP and vocabulary", at_least(1)),
+        Knob("fsdp", int, 1, "devices", "devices that share the batch, the weights and the optimizer state", at_least(1)),
+        Knob("tensor", int, 1, "devices", "devices that share heads, MLP, vocabulary and, between the matrices, time", at_least(1)),
+        Knob("context", int, 1, "devices", "devices that share a row's time (ring attention)", at_least(1)),
+        Knob("pipeline", int, 1, "devices", "stages of consecutive layers", at_least(1)),
+        Knob("expert", int, 1, "devices", "devices that share the batch and the experts", at_least(1)),
+        Knob("pipeline_microbatches", int, 0, "microbatches", "a stage works on one while the next stage has the one before; more waste less time; 0: twice the stages", at_least(0)),
+        Knob("zero", int, 3, "", "split over fsdp: 3: weights, gradients and optimizer state; 1: gradients and optimizer state", of(1, 3)),
     ),
     "evaluation": (
         Knob("every", int, 200, "steps", "validation loss; 0: only at the end", at_least(0)),

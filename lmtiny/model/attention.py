@@ -4,15 +4,32 @@ B batch, T queries, S keys, D width, H query heads, K key/value heads, G = H/K, 
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from lmtiny import config as config_lib
 from lmtiny.model.layers import Dense, rms_norm, rotate
+from lmtiny.parallel import collectives
+from lmtiny.parallel.ring_attention import ring_attention
 
 Cache = dict[str, jax.Array]  # {"key", "value"}: [B, S, K, N] of one layer, [L, B, S, K, N] of all
+
+
+class Rows(NamedTuple):
+    """What goes with the activations of a batch's rows, the same for all layers.
+
+    positions_BT: in the document; angles: of the rotary embedding, or None; both of the time steps that are here.
+    segments_BS: the document each token of the whole row belongs to, or None.
+    """
+
+    positions_BT: jax.Array
+    angles: tuple[jax.Array, jax.Array] | None
+    segments_BS: jax.Array | None
 
 
 def attend(q_BTHN: jax.Array, k_BSKN: jax.Array, v_BSKN: jax.Array, mask_BTS: jax.Array) -> jax.Array:
@@ -37,10 +54,10 @@ def causal_mask(query_BT: jax.Array, key_BS: jax.Array, window: jax.Array | int)
 
 class Attention(nnx.Module):
     def __init__(self, config: ml_collections.ConfigDict, rngs: nnx.Rngs, out_scale: float):
-        head_dim = config.head_dim or config.width // config.num_heads
+        head_dim = config_lib.head_dim(config)
         width = {"embed": config.width}
         heads = {"heads": config.num_heads, "head_dim": head_dim}
-        kv_heads = {"kv_heads": config.num_kv_heads or config.num_heads, "head_dim": head_dim}
+        kv_heads = {"kv_heads": config_lib.num_kv_heads(config), "head_dim": head_dim}
         bias = config.bias in ("qkv", "all")
         self.query = Dense(rngs, width, heads, init=config.init, bias=bias)
         self.key = Dense(rngs, width, kv_heads, init=config.init, bias=bias)
@@ -48,37 +65,35 @@ class Attention(nnx.Module):
         self.out = Dense(rngs, heads, width, init=config.init, scale=out_scale, bias=config.bias == "all")
         self.qk_norm, self.epsilon = config.qk_norm, config.norm_epsilon
 
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        positions_BT: jax.Array,
-        segments_BT: jax.Array | None,
-        angles: tuple[jax.Array, jax.Array] | None,
-        window: jax.Array | int,
-        cache: Cache | None,
-    ) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x_BTD: jax.Array, rows: Rows, window: jax.Array | int, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """Returns (y_BTD, the cache with this call's keys and values written at their positions).
 
         With a cache the keys are those of the cache, slot = position, and segments are not looked at: one document a row.
         """
+        x_BTD = collectives.gather(x_BTD, "sequence", 1)
         q_BTHN, k_BTKN, v_BTKN = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         if self.qk_norm:
             q_BTHN, k_BTKN = rms_norm(q_BTHN, self.epsilon), rms_norm(k_BTKN, self.epsilon)
-        if angles is not None:
-            q_BTHN, k_BTKN = rotate(q_BTHN, angles), rotate(k_BTKN, angles)
+        if rows.angles is not None:
+            q_BTHN, k_BTKN = rotate(q_BTHN, rows.angles), rotate(k_BTKN, rows.angles)
+        q_BTHN, k_BTKN, v_BTKN = (
+            checkpoint_name(one, name) for one, name in ((q_BTHN, "query"), (k_BTKN, "key"), (v_BTKN, "value"))
+        )
         if cache is not None:
             write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), start, 0))
             cache = {
-                "key": write(cache["key"], k_BTKN, positions_BT[:, 0]),
-                "value": write(cache["value"], v_BTKN, positions_BT[:, 0]),
+                "key": write(cache["key"], k_BTKN, rows.positions_BT[:, 0]),
+                "value": write(cache["value"], v_BTKN, rows.positions_BT[:, 0]),
             }
             k_BSKN, v_BSKN = cache["key"].astype(x_BTD.dtype), cache["value"].astype(x_BTD.dtype)
-            mask_BTS = causal_mask(positions_BT, jnp.arange(k_BSKN.shape[1])[None], window)
+            out_BTHN = attend(q_BTHN, k_BSKN, v_BSKN, causal_mask(rows.positions_BT, jnp.arange(k_BSKN.shape[1])[None], window))
+        elif collectives.parts("time") > 1:
+            out_BTHN = ring_attention(q_BTHN, k_BTKN, v_BTKN, rows.segments_BS, window, 0.0)
         else:
-            k_BSKN, v_BSKN = k_BTKN, v_BTKN
             # Along the row, not by position: positions start again with each document.
             index_1T = jnp.arange(x_BTD.shape[1])[None]
             mask_BTS = causal_mask(index_1T, index_1T, window)
-            if segments_BT is not None:
-                mask_BTS = mask_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
-        return self.out(attend(q_BTHN, k_BSKN, v_BSKN, mask_BTS)), cache
+            if rows.segments_BS is not None:
+                mask_BTS = mask_BTS & (rows.segments_BS[:, :, None] == rows.segments_BS[:, None, :])
+            out_BTHN = attend(q_BTHN, k_BTKN, v_BTKN, mask_BTS)
+        return self.out(checkpoint_name(out_BTHN, "attended")), cache

@@ -1,7 +1,8 @@
 """The parts of a block: matrix, norm, rotary positions, MLP, dropout.
 
 B batch, T time, D width, H heads, N head size, F hidden size of the MLP, L layers.
-Weights are float32; each layer computes in the type of its input.
+Weights are float32; each layer computes in the type of its input.  On a mesh a device holds part of most matrices: the
+sizes below are then those of its part, and `parallel.collectives` says what is sent.
 """
 
 import math
@@ -10,10 +11,17 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from lmtiny import config as config_lib
+from lmtiny.parallel import collectives
 
 
 class Dense(nnx.Module):
-    """y = x W + b over any number of input and output axes, run as one two-dimensional matmul (fast on every backend)."""
+    """y = x W + b over any number of input and output axes, run as one two-dimensional matmul (fast on every backend).
+
+    Where the input axes are split over devices, their parts of y are summed and each keeps its share of the time steps.
+    """
 
     def __init__(
         self,
@@ -32,22 +40,25 @@ class Dense(nnx.Module):
         bias: adds a bias that starts at zero.
         """
         shape = (*inputs.values(), *outputs.values())
-        self.num_inputs = len(inputs)
+        self.axes, self.shape, self.num_inputs = (*inputs, *outputs), shape, len(inputs)
+        self.sums_parts = bool(set(inputs) & {"heads", "mlp"})
         fan_in, fan_out = math.prod(inputs.values()), math.prod(outputs.values())
         std = {"gpt": 0.02, "xavier": math.sqrt(2 / (fan_in + fan_out)), "kaiming": math.sqrt(2 / fan_in)}[init]
-        self.kernel = nnx.Param(scale * std * jax.random.normal(rngs.params(), shape), axes=(*inputs, *outputs))
+        self.kernel = nnx.Param(scale * std * jax.random.normal(rngs.params(), shape), axes=self.axes)
         # An output on the residual stream is whole on every device, so its bias is too.
         bias_axes = tuple("residual" if name == "embed" else name for name in outputs)
         self.bias = nnx.data(nnx.Param(jnp.zeros(tuple(outputs.values())), axes=bias_axes) if bias else None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(x.dtype)
+        kernel = collectives.gather_weight(self.kernel[...], self.axes, self.shape, x.dtype)
         batch_shape = x.shape[: x.ndim - self.num_inputs]
         inputs, outputs = kernel.shape[: self.num_inputs], kernel.shape[self.num_inputs :]
-        y = x.reshape(-1, math.prod(inputs)) @ kernel.reshape(math.prod(inputs), -1)
+        y = (x.reshape(-1, math.prod(inputs)) @ kernel.reshape(math.prod(inputs), -1)).reshape(*batch_shape, *outputs)
+        if self.sums_parts:
+            y = collectives.scatter_total(y, "sequence", 1)
         if self.bias is not None:
-            y += self.bias[...].astype(x.dtype).reshape(1, -1)
-        return y.reshape(*batch_shape, *outputs)
+            y += self.bias[...].astype(x.dtype).reshape((1,) * len(batch_shape) + outputs)
+        return y
 
 
 class Norm(nnx.Module):
@@ -103,7 +114,7 @@ class Mlp(nnx.Module):
     """down(activation(up(x))), or the gated form down(activation(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
     def __init__(self, config: ml_collections.ConfigDict, rngs: nnx.Rngs, out_scale: float):
-        hidden = {"mlp": round(config.mlp_ratio * config.width)}
+        hidden = {"mlp": config_lib.mlp_size(config)}
         width, bias = {"embed": config.width}, config.bias == "all"
         self.activation = config.activation
         self.up = Dense(rngs, width, hidden, init=config.init, bias=bias)
@@ -112,6 +123,7 @@ class Mlp(nnx.Module):
         self.down = Dense(rngs, hidden, width, init=config.init, scale=out_scale, bias=bias)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = collectives.gather(x_BTD, "sequence", 1)
         up_BTF = self.up(x_BTD)
         if self.gate is not None:
             gate_BTF = self.gate(x_BTD)
@@ -120,4 +132,4 @@ class Mlp(nnx.Module):
             hidden_BTF = jnp.square(jax.nn.relu(up_BTF))
         else:
             hidden_BTF = {"gelu": jax.nn.gelu, "silu": jax.nn.silu}[self.activation](up_BTF)
-        return self.down(hidden_BTF)
+        return self.down(checkpoint_name(hidden_BTF, "mlp_hidden"))

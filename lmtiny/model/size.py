@@ -56,7 +56,7 @@ def flops_per_token(config: ml_collections.ConfigDict) -> dict[str, float]:
     at: "full" counts all T keys, as most published MFU figures do, "causal" only those that mask and windows let through.
     """
     c, counts = config.model, count_parameters(config)
-    head_dim, context = c.head_dim or c.width // c.num_heads, c.context_length
+    head_dim, context = config_lib.head_dim(c), c.context_length
     matmuls = 6.0 * (counts["blocks"] + c.width * config.tokenizer.vocab_size)  # biases and norms are noise here
     key = 12.0 * c.num_heads * head_dim
     seen = sum(sum(min(query + 1, window) for query in range(context)) / context for window in window_sizes(c))

@@ -6,7 +6,6 @@ Blocks are stored stacked, every parameter with a leading "layer" axis, whether 
 L times) or unrolled; so a checkpoint does not depend on that choice.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -16,10 +15,15 @@ import ml_collections
 from flax import nnx
 
 from lmtiny import config as config_lib
-from lmtiny.model.attention import Attention, Cache
+from lmtiny.model.attention import Attention, Cache, Rows
 from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
-from lmtiny.parallel.axes import constrain
+from lmtiny.model.rematerialisation import rematerialised
+from lmtiny.parallel import collectives
+from lmtiny.parallel.pipeline import run_stages
 from lmtiny.parallel.vocab_cross_entropy import soft_capped
+from lmtiny.parallel.zigzag import own_time
+
+Losses = dict[str, jax.Array]  # of the blocks' own, beside the cross-entropy: name -> this device's share of the sum
 
 
 class Block(nnx.Module):
@@ -33,20 +37,13 @@ class Block(nnx.Module):
         self.dropout = config.dropout
 
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        positions_BT: jax.Array,
-        segments_BT: jax.Array | None,
-        angles: tuple[jax.Array, jax.Array] | None,
-        window: jax.Array | int,
-        cache: Cache | None,
-        key: jax.Array | None,
-    ) -> tuple[jax.Array, Cache | None]:
+        self, x_BTD: jax.Array, rows: Rows, window: jax.Array | int, cache: Cache | None, key: jax.Array | None
+    ) -> tuple[jax.Array, Cache | None, Losses]:
         keys = jax.random.split(key) if key is not None else (None, None)
-        y_BTD, cache = self.attention(self.attention_norm(x_BTD), positions_BT, segments_BT, angles, window, cache)
-        x_BTD = constrain(x_BTD + dropout(y_BTD, self.dropout, keys[0]), "batch", "time", "residual")
+        y_BTD, cache = self.attention(self.attention_norm(x_BTD), rows, window, cache)
+        x_BTD += dropout(y_BTD, self.dropout, keys[0])
         y_BTD = self.mlp(self.mlp_norm(x_BTD))
-        return constrain(x_BTD + dropout(y_BTD, self.dropout, keys[1]), "batch", "time", "residual"), cache
+        return x_BTD + dropout(y_BTD, self.dropout, keys[1]), cache, {}
 
 
 class Transformer(nnx.Module):
@@ -55,7 +52,7 @@ class Transformer(nnx.Module):
     def __init__(self, config: ml_collections.ConfigDict, rngs: nnx.Rngs):
         model = config.model
         self.config = model.to_dict()  # plain data: a ConfigDict is not hashable, which jax.jit asks of a module's attributes
-        self.vocab_size = config.tokenizer.vocab_size
+        self.vocab_size, self.num_microbatches = config.tokenizer.vocab_size, config_lib.pipeline_microbatches(config)
         rows = config_lib.padded_vocab(config)
         self.embedding = Table(rngs, rows, model.width, "table")
         self.positions = nnx.data(Table(rngs, model.context_length, model.width, None) if model.position == "learned" else None)
@@ -70,44 +67,68 @@ class Transformer(nnx.Module):
         segments_BT: jax.Array | None = None,
         cache: Cache | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Returns (what the head reads [B, T, D] in the compute type, the new cache); arguments as `__call__`."""
+    ) -> tuple[jax.Array, Cache | None, Losses]:
+        """Returns (what the head reads [B, T, D] in the compute type, the new cache, losses of the blocks' own).
+
+        Arguments as `__call__`.  Inside shard_map they are whole in time, and the result holds the time steps of this
+        device (`parallel.zigzag`); the losses are its share.
+        """
         c = ml_collections.FrozenConfigDict(self.config)
         dtype = jnp.dtype(c.compute_dtype)
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
+        tokens_BT, positions_BT = own_time(tokens_BT), own_time(positions_BT)
         x_BTD = self.embedding(tokens_BT, dtype)
         if self.positions is not None:
-            x_BTD += self.positions(positions_BT, dtype)
-        head_dim = c.head_dim or c.width // c.num_heads
-        angles = rope_angles(positions_BT, head_dim, c.rope_base) if c.position == "rope" else None
-        keys = jax.random.split(dropout_key, c.num_layers + 1) if dropout_key is not None and c.dropout else None
-        x_BTD = dropout(x_BTD, c.dropout, keys[0] if keys is not None else None)
-        x_BTD = constrain(x_BTD, "batch", "time", "residual")
-        segments_BT = segments_BT if c.mask_documents else None
-
-        graph, stacked = nnx.split(self.blocks)
-
-        def run(x_BTD: jax.Array, layer: tuple[Any, ...]) -> tuple[jax.Array, Cache | None]:
-            params, window, layer_cache, key = layer
-            return nnx.merge(graph, params)(x_BTD, positions_BT, segments_BT, angles, window, layer_cache, key)
-
-        run = _rematerialised(run, c.remat)
-        layers = (nnx.to_pure_dict(stacked), jnp.array(window_sizes(c)), cache, None if keys is None else keys[1:])
-        if c.scan_layers:
-            x_BTD, cache = jax.lax.scan(run, x_BTD, layers)
+            x_BTD += self.positions(collectives.own_part(positions_BT, "sequence", 1), dtype)
+        if dropout_key is not None:
+            dropout_key = jax.random.fold_in(dropout_key, collectives.part("batch", "time", "sequence"))
+            x_BTD = dropout(x_BTD, c.dropout, jax.random.fold_in(dropout_key, c.num_layers))
+        angles = rope_angles(positions_BT, config_lib.head_dim(c), c.rope_base) if c.position == "rope" else None
+        rows = Rows(positions_BT, angles, segments_BT if c.mask_documents else None)
+        if collectives.parts("layer") == 1:
+            x_BTD, (cache, losses) = self._run_blocks(x_BTD, rows, cache, dropout_key)
         else:
-            caches = []
-            for layer in _unstacked(layers, c.num_layers):
-                x_BTD, layer_cache = run(x_BTD, layer)
-                caches.append(layer_cache)
-            cache = jax.tree.map(lambda *parts: jnp.stack(parts), *caches)
-        return self.final_norm(x_BTD), cache
+            def stage(x_bTD: jax.Array, rows: Rows, microbatch: jax.Array | int) -> tuple[jax.Array, Losses]:
+                key = None if dropout_key is None else jax.random.fold_in(dropout_key, microbatch)
+                x_bTD, (_, losses) = self._run_blocks(x_bTD, rows, None, key)
+                return x_bTD, losses
+
+            x_BTD, losses = run_stages(stage, x_BTD, rows, self.num_microbatches)
+        return self.final_norm(x_BTD), cache, losses
+
+    def _run_blocks(
+        self, x_BTD: jax.Array, rows: Rows, cache: Cache | None, dropout_key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[Cache | None, Losses]]:
+        """Returns what the blocks of this device (all of them without a pipeline) make of x, their caches and losses."""
+        c = ml_collections.FrozenConfigDict(self.config)
+        graph, stacked = nnx.split(self.blocks)
+        num_stages, stage = collectives.parts("layer"), collectives.part("layer")
+        num_layers = c.num_layers // num_stages
+        windows = jnp.array(window_sizes(c)).reshape(num_stages, num_layers)[stage]
+
+        def run(x_BTD: jax.Array, layer: tuple[Any, ...]) -> tuple[jax.Array, tuple[Cache | None, Losses]]:
+            params, number, window, layer_cache = layer
+            key = jax.random.fold_in(dropout_key, number) if dropout_key is not None and c.dropout else None
+            x_BTD, layer_cache, losses = nnx.merge(graph, params)(x_BTD, rows, window, layer_cache, key)
+            return x_BTD, (layer_cache, losses)
+
+        run = rematerialised(run, c.remat, c.remat_names)
+        layers = (nnx.to_pure_dict(stacked), stage * num_layers + jnp.arange(num_layers), windows, cache)
+        if c.scan_layers:
+            x_BTD, (cache, losses) = jax.lax.scan(run, x_BTD, layers)
+        else:
+            results = []
+            for layer in _unstacked(layers, num_layers):
+                x_BTD, result = run(x_BTD, layer)
+                results.append(result)
+            cache, losses = jax.tree.map(lambda *parts: jnp.stack(parts), *results)
+        return x_BTD, (cache, jax.tree.map(jnp.sum, losses))
 
     def head_DV(self) -> jax.Array:
-        """Returns the matrix from the residual stream to the (padded) vocabulary, in the compute type."""
-        matrix = self.embedding.table[...].T if self.head is None else self.head.kernel[...]
-        return matrix.astype(self.config["compute_dtype"])
+        """Returns the matrix from the residual stream to the (padded) vocabulary that is here, in the compute type."""
+        dtype = self.config["compute_dtype"]
+        return self.embedding.rows(dtype).T if self.head is None else self.head.columns(dtype)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns the logits [B, T, vocab_size] in float32 of what `hidden` returned."""
@@ -132,23 +153,40 @@ class Transformer(nnx.Module):
           cache: from `init_cache`, or from an earlier call.
           dropout_key: turns dropout on.
         """
-        x_BTD, cache = self.hidden(tokens_BT, positions_BT, segments_BT, cache, dropout_key)
+        x_BTD, cache, _ = self.hidden(tokens_BT, positions_BT, segments_BT, cache, dropout_key)
         return self.logits(x_BTD), cache
 
 
 class Table(nnx.Module):
-    """Rows looked up by number: token embeddings, learned positions."""
+    """Rows looked up by number: token embeddings (axis "table": rows split over devices), learned positions (None)."""
 
     def __init__(self, rngs: nnx.Rngs, rows: int, width: int, axis: str | None):
-        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), (rows, width)), axes=(axis, "residual" if axis else "embed"))
+        self.axes, self.shape = (axis, "residual" if axis else "embed"), (rows, width)
+        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), self.shape), axes=self.axes)
 
-    def __call__(self, indices: jax.Array, dtype: Any) -> jax.Array:
-        return jnp.take(self.table[...].astype(dtype), indices, axis=0, mode="clip")
+    def rows(self, dtype: Any) -> jax.Array:
+        """Returns the rows that are here, those of "vocab" for token embeddings, in `dtype`."""
+        return collectives.gather_weight(self.table[...], self.axes, self.shape, dtype)
+
+    def __call__(self, indices_BT: jax.Array, dtype: Any) -> jax.Array:
+        # Looked up in float32, so that the gradients of a frequent token add up in float32.
+        rows_vD = self.rows(dtype).astype(jnp.float32)
+        if self.axes[0] is None or collectives.parts("vocab") == 1:
+            return jnp.take(rows_vD, indices_BT, axis=0, mode="clip").astype(dtype)
+        local_BT = indices_BT - collectives.part("vocab") * rows_vD.shape[0]
+        here_BT1 = ((local_BT >= 0) & (local_BT < rows_vD.shape[0]))[..., None]
+        x_BTD = jnp.where(here_BT1, jnp.take(rows_vD, local_BT, axis=0, mode="clip"), 0).astype(dtype)
+        return collectives.scatter_total(collectives.total(x_BTD, "layer"), "sequence", 1)
 
 
 class Head(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, width: int, rows: int):
-        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width, rows)), axes=("embed", "vocab"))
+        self.axes, self.shape = ("embed", "vocab"), (width, rows)
+        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), self.shape), axes=self.axes)
+
+    def columns(self, dtype: Any) -> jax.Array:
+        """Returns the columns that are here, in `dtype`."""
+        return collectives.gather_weight(self.kernel[...], self.axes, self.shape, dtype)
 
 
 def window_sizes(model: ml_collections.ConfigDict) -> list[int]:
@@ -161,7 +199,7 @@ def window_sizes(model: ml_collections.ConfigDict) -> list[int]:
 def init_cache(config: ml_collections.ConfigDict, batch_size: int, num_slots: int) -> Cache:
     """Returns an empty cache for `num_slots` positions of `batch_size` rows: {"key", "value"} [L, B, S, K, N], compute type."""
     c = config.model
-    shape = (c.num_layers, batch_size, num_slots, c.num_kv_heads or c.num_heads, c.head_dim or c.width // c.num_heads)
+    shape = (c.num_layers, batch_size, num_slots, config_lib.num_kv_heads(c), config_lib.head_dim(c))
     return {"key": jnp.zeros(shape, c.compute_dtype), "value": jnp.zeros(shape, c.compute_dtype)}
 
 
@@ -179,10 +217,3 @@ def _unstacked(layers: Any, num_layers: int) -> list[Any]:
     leaves, tree = jax.tree.flatten(layers)
     parts = [[part.reshape(part.shape[1:]) for part in jax.lax.split(leaf, [1] * num_layers)] for leaf in leaves]
     return [jax.tree.unflatten(tree, [part[layer] for part in parts]) for layer in range(num_layers)]
-
-
-def _rematerialised(run: Any, policy: str) -> Any:
-    if policy == "none":
-        return run
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return functools.partial(jax.checkpoint, policy=saved)(run)

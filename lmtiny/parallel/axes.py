@@ -1,7 +1,7 @@
 """The one table from logical axes to mesh axes; no other file says "data", "fsdp" or "tensor" of a device.
 
-Every array dimension that matters has a logical name: parameters carry theirs (`param.axes`), activations are named
-where they are constrained.  Sharding is derived from the names, so the model's code is that of a single device.
+Every array dimension that matters has a logical name: parameters carry theirs (`param.axes`).  Where arrays lie is
+derived from the names, and so is what is sent between devices (`parallel.collectives`).
 """
 
 from collections.abc import Sequence
@@ -10,58 +10,64 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # both hold different rows of the batch
-TENSOR_AXIS = "tensor"
+# Outermost first: neighbours on the last axes talk most, and `make_mesh` lays those along the fastest links.
+MESH_AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
 
 RULES: dict[str, None | str | tuple[str, ...]] = {
-    "batch": BATCH_AXES,
-    "time": None,
-    "layer": None,  # the leading axis of stacked blocks
-    "residual": None,  # D of activations, norms and tables: whole on every device
+    "batch": ("data", "fsdp", "expert"),  # all three hold different rows
+    "time": "context",  # in the order of `parallel.zigzag`
+    "sequence": "tensor",  # time between the matrices: what "time" leaves to a device is split once more
+    "layer": "pipeline",  # the leading axis of stacked blocks
+    "residual": None,  # D of activations and norms: whole on every device
     "embed": "fsdp",  # D of a weight matrix: gathered where it is used (ZeRO-3)
-    "heads": TENSOR_AXIS,
-    "kv_heads": TENSOR_AXIS,
+    "heads": "tensor",
+    "kv_heads": "tensor",
     "head_dim": None,
-    "mlp": TENSOR_AXIS,
-    "vocab": TENSOR_AXIS,
-    # Rows of an embedding table. Splitting D as well makes XLA rematerialise the whole table at the lookup.
-    "table": (TENSOR_AXIS, "fsdp"),
+    "mlp": "tensor",
+    "experts": "expert",
+    "vocab": ("tensor", "pipeline"),  # columns of the head: no stage idles while the loss is computed
+    "table": ("tensor", "pipeline", "fsdp"),  # rows of an embedding table; gathered over fsdp, they are split as "vocab"
 }
+FSDP_AXIS = "fsdp"
+PIPELINE_AXIS = "pipeline"
+CONTEXT_AXIS = "context"
 
 
-def spec(axes: Sequence[str | None]) -> PartitionSpec:
-    """Returns the PartitionSpec of logical `axes`.
+def mesh_axes(axis: str | None) -> tuple[str, ...]:
+    """Returns the mesh axes of one logical axis; raises ValueError for an unknown name."""
+    if axis is not None and axis not in RULES:
+        raise ValueError(f"no rule for the logical axis {axis!r}; RULES has {', '.join(RULES)}")
+    entry = RULES[axis] if axis is not None else None
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def spec(axes: Sequence[str | None], *, without: str | None = None) -> PartitionSpec:
+    """Returns the PartitionSpec of logical `axes`, leaving out the mesh axis `without`.
 
     Raises:
       ValueError: an unknown name, or two dimensions that would be split over the same mesh axis.
     """
-    entries: list[None | str | tuple[str, ...]] = []
+    entries: list[None | tuple[str, ...]] = []
     used: set[str] = set()
     for axis in axes:
-        if axis is not None and axis not in RULES:
-            raise ValueError(f"no rule for the logical axis {axis!r}; RULES has {', '.join(RULES)}")
-        entry = RULES[axis] if axis is not None else None
-        names = {entry} if isinstance(entry, str) else set(entry or ())
-        if names & used:
-            raise ValueError(f"axes {tuple(axes)} split two dimensions over {', '.join(sorted(names & used))}")
-        used |= names
-        entries.append(entry)
+        names = tuple(name for name in mesh_axes(axis) if name != without)
+        if used & set(names):
+            raise ValueError(f"axes {tuple(axes)} split two dimensions over {', '.join(sorted(used & set(names)))}")
+        used |= set(names)
+        entries.append(names or None)
     return PartitionSpec(*entries)
 
 
-def sharding(mesh: jax.sharding.Mesh, axes: Sequence[str | None]) -> NamedSharding:
+def sharding(mesh: jax.sharding.Mesh, axes: Sequence[str | None], *, without: str | None = None) -> NamedSharding:
     """Returns where an array with these logical axes lies on `mesh`."""
-    return NamedSharding(mesh, spec(axes))
+    return NamedSharding(mesh, spec(axes, without=without))
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Returns `x`, placed by its logical axes where a mesh is set (`jax.set_mesh`); without one, `x` itself."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+def tree_specs(axes_tree: Any, *, without: str | None = None) -> Any:
+    """Returns the tree of PartitionSpecs of a tree whose leaves are tuples of logical axes."""
+    return jax.tree.map(lambda axes: spec(axes, without=without), axes_tree, is_leaf=lambda node: isinstance(node, tuple))
 
 
-def tree_shardings(mesh: jax.sharding.Mesh, axes_tree: Any) -> Any:
+def tree_shardings(mesh: jax.sharding.Mesh, axes_tree: Any, *, without: str | None = None) -> Any:
     """Returns the tree of NamedShardings of a tree whose leaves are tuples of logical axes."""
-    return jax.tree.map(lambda axes: sharding(mesh, axes), axes_tree, is_leaf=lambda node: isinstance(node, tuple))
+    return jax.tree.map(lambda one: NamedSharding(mesh, one), tree_specs(axes_tree, without=without))

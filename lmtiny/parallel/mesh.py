@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lmtiny import config as config_lib
@@ -37,15 +38,26 @@ def start_processes() -> None:
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: list[Any] | None = None) -> Mesh:
-    """Returns the mesh data x fsdp x tensor of the config over `devices` (default: all), tensor innermost.
+    """Returns the config's mesh over `devices` (default: all), `axes.MESH_AXES` from the slowest links to the fastest.
+
+    Where the devices are several TPU slices, the copies of `parallel.data` go across them and all else stays inside.
 
     Raises:
-      UserError: the mesh is not the devices, or the model does not divide by it (`config.mesh_shape`).
+      UserError: the mesh is not the devices, the model does not divide by it (`config.mesh_shape`), or the slices do not
+        divide parallel.data.
     """
     devices = jax.devices() if devices is None else devices
     shape = config_lib.mesh_shape(config, len(devices))
     sizes = tuple(shape[name] for name in axes.MESH_AXES)
-    return jax.make_mesh(sizes, axes.MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    types = (AxisType.Auto,) * len(sizes)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(sizes, axes.MESH_AXES, axis_types=types, devices=devices)
+    if shape["data"] % slices:
+        raise UserError(f"parallel.data = {shape['data']} is not divisible by the {slices} slices: only copies go across slices")
+    across = [slices if name == "data" else 1 for name in axes.MESH_AXES]
+    inside = [size // count for size, count in zip(sizes, across, strict=True)]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), axes.MESH_AXES, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh) -> jax.sharding.NamedSharding:

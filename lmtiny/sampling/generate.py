@@ -30,7 +30,7 @@ class Decoder:
         """Returns (the token after the first `count` of tokens_1T, which stand at `start` and on, and the cache)."""
         model = nnx.merge(self.graph, params)
         positions_1T = start + jnp.arange(tokens_1T.shape[1])[None]
-        x_1TD, cache = model.hidden(tokens_1T, positions_1T, None, cache)
+        x_1TD, cache, _ = model.hidden(tokens_1T, positions_1T, None, cache)
         logits_V = model.logits(jax.lax.dynamic_slice_in_dim(x_1TD, count - 1, 1, axis=1))[0, 0]
         return sample(logits_V, jax.random.fold_in(key, start + count), *cut), cache
 

@@ -1,5 +1,6 @@
 """All of a run's state that lives on devices, and where it lies."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -69,7 +70,18 @@ def state_shardings(config: ml_collections.ConfigDict, optimizer: optax.Gradient
                 return axes_lib.sharding(mesh, parameter_axes)
         return axes_lib.sharding(mesh, (None,) * len(leaf.shape))
 
-    return jax.tree_util.tree_map_with_path(place, _shapes(config, optimizer))
+    shardings: TrainState = jax.tree_util.tree_map_with_path(place, _shapes(config, optimizer))
+    return dataclasses.replace(shardings, params=weight_shardings(config, axes, mesh))
+
+
+def weight_specs(config: ml_collections.ConfigDict, axes: Any) -> Any:
+    """Returns the tree of PartitionSpecs of the weights; under ZeRO-1 each device of fsdp holds them whole."""
+    return axes_lib.tree_specs(axes, without=axes_lib.FSDP_AXIS if config.parallel.zero == 1 else None)
+
+
+def weight_shardings(config: ml_collections.ConfigDict, axes: Any, mesh: Mesh) -> Any:
+    """Returns the tree of NamedShardings of the weights."""
+    return jax.tree.map(lambda one: jax.sharding.NamedSharding(mesh, one), weight_specs(config, axes))
 
 
 def _shapes(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation) -> TrainState:

@@ -3,6 +3,7 @@
 B rows of a batch, T time, A microbatches of b rows, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,16 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from lmtiny.data import rows
 from lmtiny.model import size
+from lmtiny.parallel import axes as axes_lib
+from lmtiny.parallel import collectives
 from lmtiny.parallel.mesh import batch_sharding
 from lmtiny.parallel.vocab_cross_entropy import cross_entropy
-from lmtiny.training.state import TrainState, state_shardings
+from lmtiny.parallel.zigzag import own_time
+from lmtiny.training.state import TrainState, state_shardings, weight_shardings, weight_specs
 
 Metrics = dict[str, jax.Array]
 
@@ -26,57 +30,86 @@ SCALE_GROWTH_STEPS = 2000  # Mixed Precision Training, arXiv 1710.03740, and the
 
 def token_losses(
     graph: Any, params: Any, tokens: jax.Array, bos_id: int, config: ml_collections.ConfigDict, dropout_key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Returns (nll_BT in nats, mask_BT as 0.0 or 1.0) of packed rows tokens[B, T+1]; padding has mask 0."""
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Returns (nll_BT in nats, mask_BT as 0.0 or 1.0, losses of the blocks' own) of packed rows tokens[B, T+1].
+
+    Padding has mask 0.  Inside shard_map T is what this device holds of it, and the blocks' losses are its share.
+    """
     model = nnx.merge(graph, params)
-    inputs_BT, targets_BT = tokens[:, :-1], tokens[:, 1:]
-    x_BTD, _ = model.hidden(
+    inputs_BT = tokens[:, :-1]
+    x_BTD, _, losses = model.hidden(
         inputs_BT, rows.positions(inputs_BT, bos_id), rows.segments(inputs_BT, bos_id), None, dropout_key
     )
     nll_BT = cross_entropy(
-        x_BTD, model.head_DV(), targets_BT,
+        collectives.gather(x_BTD, "sequence", 1), model.head_DV(), own_time(tokens[:, 1:]),
         vocab_size=config.tokenizer.vocab_size, soft_cap=config.model.logit_soft_cap, chunk=config.train.loss_chunk,
     )  # fmt: skip
-    return nll_BT, rows.target_mask(tokens, bos_id).astype(jnp.float32)
+    return nll_BT, own_time(rows.target_mask(tokens, bos_id)).astype(jnp.float32), losses
 
 
 def make_gradients(config: ml_collections.ConfigDict, bos_id: int) -> Callable[..., tuple[jax.Array, Any, jax.Array, jax.Array]]:
     """Returns f(params, tokens[B, T+1], key, loss_scale) -> (mean loss, its gradient, target tokens, first bad row or -1).
 
-    The mean is over all target tokens of the batch, whatever the number of microbatches and devices.
+    The mean is over all target tokens of the batch, whatever the number of microbatches and devices.  Where a mesh is set
+    (`jax.set_mesh`), it all runs inside one shard_map: what devices send is what `parallel.collectives` says.
     """
-    graph, _, _ = size.abstract(config)
-    accumulation = config.train.accumulation
-
-    def microbatch_loss(params: Any, tokens: jax.Array, key: jax.Array | None, scale: jax.Array) -> tuple[jax.Array, Any]:
-        nll_bT, mask_bT = token_losses(graph, params, tokens, bos_id, config, key)
-        rows_b = jnp.sum(nll_bT * mask_bT, axis=1)
-        # Scaled to the order of a mean here, for float16's range; the exact weight divides the sum over microbatches below.
-        return jnp.sum(rows_b) * scale / mask_bT.size, (jnp.sum(rows_b), jnp.sum(mask_bT), jnp.isfinite(rows_b))
+    graph, _, axes = size.abstract(config)
 
     def gradients(params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
-        num_rows, size_bT = tokens.shape[0] // accumulation, tokens.shape[0] // accumulation * (tokens.shape[1] - 1)
-        # Microbatch a holds rows a, a + A, ...: each device's rows stay on it.
-        tokens_AbT = tokens.reshape(num_rows, accumulation, -1).swapaxes(0, 1)
+        weight = jnp.sum(rows.target_mask(tokens, bos_id).astype(jnp.float32))
+        weight = jnp.maximum(collectives.total(weight, "batch"), 1.0)
+        run = functools.partial(_local_gradients, config, graph, bos_id)
+        nll, grads, finite_B = run(params, tokens, key, scale / weight)
+        total = functools.partial(collectives.total_gradient, scatter=config.parallel.zero == 1)
+        grads = jax.tree.map(lambda grad, names: total(grad, names) / scale, grads, axes)
+        return nll / weight, grads, weight, finite_B
 
-        def add(sums: Any, microbatch: Any) -> tuple[Any, jax.Array]:
-            index, tokens_bT = microbatch
-            dropout_key = jax.random.fold_in(key, index) if config.model.dropout else None
-            (_, (nll, weight, finite_b)), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(params, tokens_bT, dropout_key, scale)
-            return jax.tree.map(jnp.add, sums, (nll, weight, grads)), finite_b
+    def whole(params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+        run = gradients
+        if not jax.sharding.get_abstract_mesh().empty:
+            batch, everywhere = axes_lib.spec(("batch",)), PartitionSpec()
+            run = jax.shard_map(
+                gradients,
+                in_specs=(weight_specs(config, axes), axes_lib.spec(("batch", None)), everywhere, everywhere),
+                out_specs=(everywhere, axes_lib.tree_specs(axes), everywhere, batch),
+                check_vma=False,
+            )
+        loss, grads, weight, finite_B = run(params, tokens, key, scale)
+        return loss, grads, weight, jnp.where(jnp.all(finite_B), -1, jnp.argmin(finite_B))
 
-        zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        if accumulation == 1:
-            (nll, weight, grads), finite_Ab = add(zeros, (jnp.int32(0), tokens_AbT[0]))
-            finite_Ab = finite_Ab[None]
-        else:
-            (nll, weight, grads), finite_Ab = jax.lax.scan(add, zeros, (jnp.arange(accumulation), tokens_AbT))
-        weight = jnp.maximum(weight, 1.0)
-        grads = jax.tree.map(lambda grad: grad * (size_bT / (weight * scale)), grads)
-        finite_B = finite_Ab.swapaxes(0, 1).reshape(-1)
-        return nll / weight, grads, weight, jnp.where(jnp.all(finite_B), -1, jnp.argmin(finite_B))
+    return whole
 
-    return gradients
+
+def _local_gradients(
+    config: ml_collections.ConfigDict, graph: Any, bos_id: int, params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, Any, jax.Array]:
+    """Returns (sum of nats over all devices, gradient of this device's share of scale x loss, which rows here are finite)."""
+    accumulation = config.train.accumulation
+    # Devices that hold the same tokens' losses contribute a share each.
+    share = scale / collectives.parts("vocab")
+
+    def microbatch_loss(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        nll_bT, mask_bT, _ = token_losses(graph, params, tokens, bos_id, config, key)
+        rows_b = jnp.sum(nll_bT * mask_bT, axis=1)
+        return jnp.sum(rows_b) * share, rows_b
+
+    def add(grads: Any, microbatch: Any) -> tuple[Any, jax.Array]:
+        index, tokens_bT = microbatch
+        dropout_key = jax.random.fold_in(key, index) if config.model.dropout else None
+        (_, rows_b), more = jax.value_and_grad(microbatch_loss, has_aux=True)(params, tokens_bT, dropout_key)
+        return jax.tree.map(jnp.add, grads, more), rows_b
+
+    # Microbatch a holds rows a, a + A, ... of those that are here.
+    tokens_AbT = tokens.reshape(-1, accumulation, tokens.shape[1]).swapaxes(0, 1)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    if accumulation == 1:
+        grads, rows_b = add(zeros, (jnp.int32(0), tokens_AbT[0]))
+        rows_B = rows_b
+    else:
+        grads, rows_Ab = jax.lax.scan(add, zeros, (jnp.arange(accumulation), tokens_AbT))
+        rows_B = rows_Ab.swapaxes(0, 1).reshape(-1)
+    rows_B = collectives.total(rows_B, "time")
+    return collectives.total(jnp.sum(rows_B), "batch"), grads, jnp.isfinite(rows_B)
 
 
 def make_train_step(
@@ -101,12 +134,11 @@ def make_train_step(
         take = loss_ok & grads_ok & (bad_step < 0)
         updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params)
         new_params = optax.apply_updates(state.params, updates)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(take, n, o), new, old)  # noqa: E731
         scale, since = _next_scale(state, grads_ok) if half else (state.loss_scale, state.steps_since_scaled)
         new_state = TrainState(
             step=state.step + (bad_step < 0),
-            params=keep(new_params, state.params),
-            optimizer=keep(new_optimizer, state.optimizer),
+            params=_chosen(take, new_params, state.params),
+            optimizer=_chosen(take, new_optimizer, state.optimizer),
             loss_scale=scale,
             steps_since_scaled=since,
             bad_step=bad_step,
@@ -117,6 +149,10 @@ def make_train_step(
 
     shardings = state_shardings(config, optimizer, mesh)
     return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, None), donate_argnums=0)
+
+
+def _chosen(take: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(take, n, o), new, old)
 
 
 def _next_scale(state: TrainState, grads_ok: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -131,12 +167,19 @@ def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh, bos_id: int) -
 
     Special tokens stand for no bytes and are left out of all three, so bits per byte = nats / (ln 2 * bytes).
     """
-    graph, _, _ = size.abstract(config)
+    graph, _, axes = size.abstract(config)
 
     def step(params: Any, tokens: jax.Array, token_bytes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        nll_BT, mask_BT = token_losses(graph, params, tokens, bos_id, config)
-        bytes_BT = jnp.take(token_bytes, tokens[:, 1:], axis=0, mode="clip") * mask_BT
+        nll_BT, mask_BT, _ = token_losses(graph, params, tokens, bos_id, config)
+        bytes_BT = jnp.take(token_bytes, own_time(tokens[:, 1:]), axis=0, mode="clip") * mask_BT
         counted_BT = (bytes_BT > 0).astype(jnp.float32)
-        return jnp.sum(nll_BT * counted_BT), jnp.sum(bytes_BT), jnp.sum(counted_BT)
+        sums: tuple[jax.Array, jax.Array, jax.Array] = collectives.total(
+            (jnp.sum(nll_BT * counted_BT), jnp.sum(bytes_BT), jnp.sum(counted_BT)), "batch", "time"
+        )
+        return sums
 
-    return jax.jit(step, in_shardings=(None, batch_sharding(mesh), None))
+    places, everywhere = weight_specs(config, axes), PartitionSpec()
+    run = jax.shard_map(
+        step, mesh=mesh, in_specs=(places, axes_lib.spec(("batch", None)), everywhere), out_specs=everywhere, check_vma=False
+    )
+    return jax.jit(run, in_shardings=(weight_shardings(config, axes, mesh), batch_sharding(mesh), None))

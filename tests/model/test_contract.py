@@ -181,7 +181,7 @@ def test_low_precision_is_close_to_float32(tokens_BT, dtype):
     full, low = tiny_config(), tiny_config(compute_dtype=dtype)
     params = size.init_params(low)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    hidden, _ = jax.eval_shape(lambda: nnx.merge(size.abstract(low)[0], params).hidden(tokens_BT))
+    hidden, _, _ = jax.eval_shape(lambda: nnx.merge(size.abstract(low)[0], params).hidden(tokens_BT))
     assert hidden.dtype == dtype
     np.testing.assert_allclose(jitted(low)(params, tokens_BT)[0], jitted(full)(params, tokens_BT)[0], atol=0.02)
 

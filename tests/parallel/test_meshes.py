@@ -15,23 +15,37 @@ from lmtiny.model import size
 from lmtiny.parallel import axes as axes_lib
 from lmtiny.parallel import mesh as mesh_lib
 from lmtiny.training.optimizer import make_optimizer
-from lmtiny.training.state import init_state, state_shardings
+from lmtiny.training.state import init_state, state_shardings, weight_shardings
 from lmtiny.training.step import make_eval_step, make_gradients, make_train_step
 
-MESHES = [shape for shape in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(shape) <= 8]
 BOS = 290
+# On expert a model without experts has more rows, as on data: the experts' own tests split it.
+SPLIT = [name for name in axes_lib.MESH_AXES if name != "expert"]
+CUBE = {"data": 2, "fsdp": 2, "tensor": 2}
+WHOLE = dict.fromkeys(axes_lib.MESH_AXES, 1)
 
 
-def small_config(mesh=(1, 1, 1), **changes):
+def all_meshes(num_devices):
+    sizes = itertools.product((1, 2, 4, 8), repeat=len(SPLIT))
+    meshes = (WHOLE | dict(zip(SPLIT, shape, strict=True)) for shape in sizes if math.prod(shape) == num_devices)
+    return [mesh for mesh in meshes if mesh["pipeline"] <= 4]  # there are four layers
+
+
+def mesh_name(mesh):
+    return "-".join(f"{name}{size}" for name, size in mesh.items() if size > 1) or "one"
+
+
+def small_config(mesh=WHOLE, **changes):
     config = config_lib.defaults()
     config.tokenizer.vocab_size = 299
     config.model.update(
-        {"num_layers": 2, "width": 64, "num_heads": 16, "num_kv_heads": 8, "head_dim": 4, "mlp_ratio": 2.0, "activation": "swiglu",
+        {"num_layers": 4, "width": 64, "num_heads": 16, "num_kv_heads": 8, "head_dim": 4, "mlp_ratio": 2.0, "activation": "swiglu",
          "context_length": 16, "zero_projections": False, "vocab_multiple": 64, "scan_layers": True, "bias": "qkv", "norm_scale": True,
-         "window": 5, "window_pattern": "SL"}
+         "window": 5, "window_pattern": "SLS"}
     )  # fmt: skip
     config.train.batch_size = 8
-    config.parallel.update(dict(zip(axes_lib.MESH_AXES, mesh, strict=True)))
+    config.parallel.pipeline_microbatches = 1 if mesh.get("data", 1) * mesh.get("fsdp", 1) == 8 else 2
+    config.parallel.update(WHOLE | mesh)
     for name, value in changes.items():
         config_lib.set_knob(config, name, value)
     config_lib.check(config)
@@ -60,7 +74,7 @@ def initial_weights():
 def loss_and_gradients(config, tokens):
     mesh = on_mesh(config)
     with jax.set_mesh(mesh):
-        places = axes_lib.tree_shardings(mesh, size.abstract(config)[2])
+        places = weight_shardings(config, size.abstract(config)[2], mesh)
         params = jax.device_put(initial_weights(), places)
         gradients = jax.jit(make_gradients(config, BOS), in_shardings=(places, mesh_lib.batch_sharding(mesh), None, None))
         loss, grads, weight, bad_row = gradients(params, mesh_lib.place_batch(mesh, tokens, 8), jax.random.key(0), jnp.float32(1))
@@ -79,29 +93,47 @@ def assert_close(found, expected, tolerance=1e-5):
         assert np.linalg.norm(one - other) <= tolerance * np.linalg.norm(other), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
-def test_loss_and_gradients_are_those_of_one_device(shape, tokens, one_device):
-    loss, grads, weight = loss_and_gradients(small_config(shape), tokens)
+ALWAYS = [
+    {"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"context": 8}, {"pipeline": 4, "fsdp": 2}, CUBE, {"pipeline": 2, "context": 2, "tensor": 2},
+    {"fsdp": 2, "context": 4}, {"fsdp": 2, "context": 2, "tensor": 2},
+]  # fmt: skip
+
+
+def and_the_others(mesh):
+    return pytest.param(mesh, marks=() if mesh in [WHOLE | one for one in ALWAYS] else pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("mesh", [and_the_others(mesh) for mesh in all_meshes(8)], ids=mesh_name)
+def test_loss_and_gradients_are_those_of_one_device(mesh, tokens, one_device):
+    loss, grads, weight = loss_and_gradients(small_config(mesh), tokens)
     assert loss == pytest.approx(one_device[0], rel=1e-5)
     assert weight == one_device[2]
     assert_close(grads, one_device[1])
 
 
 @pytest.mark.parametrize(
-    ("shape", "changes"),
+    ("mesh", "changes"),
     [
-        ((1, 1, 1), {"train.loss_chunk": 10}),
-        ((2, 2, 2), {"train.loss_chunk": 10}),
-        ((1, 1, 1), {"train.accumulation": 4}),
-        ((2, 1, 2), {"train.accumulation": 2}),
-        ((1, 1, 1), {"model.scan_layers": False}),
-        ((2, 2, 2), {"model.scan_layers": False}),
-        ((2, 2, 2), {"model.remat": "block"}),
+        ({}, {"train.loss_chunk": 10}),
+        (CUBE, {"train.loss_chunk": 10}),
+        ({"pipeline": 2, "tensor": 2, "context": 2}, {"train.loss_chunk": 5}),
+        ({}, {"train.accumulation": 4}),
+        ({"data": 2, "tensor": 2}, {"train.accumulation": 2}),
+        ({"pipeline": 2, "fsdp": 2}, {"train.accumulation": 2, "parallel.pipeline_microbatches": 1}),
+        ({}, {"model.scan_layers": False}),
+        (CUBE, {"model.scan_layers": False}),
+        ({"pipeline": 2, "context": 2}, {"model.scan_layers": False}),
+        (CUBE, {"model.remat": "block"}),
+        ({"fsdp": 2, "context": 2}, {"model.remat": "dots"}),
+        ({"pipeline": 2, "fsdp": 2}, {"model.remat": "names"}),
+        (CUBE, {"parallel.zero": 1}),
+        ({"fsdp": 4, "pipeline": 2}, {"parallel.zero": 1, "train.accumulation": 1}),
+        ({"fsdp": 2, "expert": 2}, {}),
     ],
-    ids=str,
+    ids=lambda value: mesh_name(WHOLE | value) if set(value) <= set(WHOLE) else str(value),
 )
-def test_chunks_microbatches_unrolling_and_remat_change_nothing(shape, changes, tokens, one_device):
-    loss, grads, _ = loss_and_gradients(small_config(shape, **changes), tokens)
+def test_how_it_is_computed_changes_nothing(mesh, changes, tokens, one_device):
+    loss, grads, _ = loss_and_gradients(small_config(mesh, **changes), tokens)
     assert loss == pytest.approx(one_device[0], rel=1e-5)
     assert_close(grads, one_device[1])
 
@@ -115,8 +147,12 @@ def test_chunked_loss_never_holds_all_logits():
     assert "f32[128,320]" in whole and "f32[128,320]" not in chunked
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_step_is_that_of_one_device(name, tokens):
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("adamw", CUBE), ("muon", CUBE), ("muon", {"pipeline": 2, "fsdp": 2, "context": 2}), ("adamw", {"fsdp": 4, "zero": 1})],
+    ids=str,
+)
+def test_a_step_is_that_of_one_device(name, mesh, tokens):
     def step(shape):
         config = small_config(shape, **{"optimizer.name": name})
         mesh = on_mesh(config)
@@ -132,34 +168,45 @@ def test_a_step_is_that_of_one_device(name, tokens):
             assert jax.tree.map(lambda leaf: leaf.sharding, state) == state_shardings(config, optimizer, mesh)
             return jax.tree.map(lambda new, old: new - old, jax.device_get(state.params), before), jax.device_get(scores)
 
-    (alone, alone_scores), (split, split_scores) = step((1, 1, 1)), step((2, 2, 2))
+    (alone, alone_scores), (split, split_scores) = step({}), step(mesh)
     # Adam divides by the root of a square that may be tiny: the update is less exact than the gradient.
     assert_close(split, alone, 2e-3)
     np.testing.assert_allclose(split_scores, alone_scores, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 8), (1, 2, 4), (2, 2, 2), (1, 4, 2)], ids=str)
-def test_nothing_large_is_replicated(shape):
+@pytest.mark.parametrize(
+    "mesh", [{"fsdp": 8}, {"tensor": 8}, {"fsdp": 2, "tensor": 4}, CUBE, {"pipeline": 4, "fsdp": 2}], ids=mesh_name
+)
+def test_nothing_large_is_replicated(mesh):
     """A device holds its share of weights and optimizer state; norms and biases, whole on some axes, are a few percent."""
-    config = small_config(shape)
-    mesh = on_mesh(config)
-    with jax.set_mesh(mesh):
-        state = init_state(config, make_optimizer(config, size.abstract(config)[2]), mesh)
+    config = small_config(mesh)
+    parts = math.prod(size for name, size in mesh.items() if name not in ("data", "context"))
+    with jax.set_mesh(on_mesh(config)):
+        state = init_state(config, make_optimizer(config, size.abstract(config)[2]), on_mesh(config))
     for tree in (state.params, state.optimizer):
         leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size > 64 * config.model.num_layers]
         held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-        assert held * shape[1] * shape[2] <= 1.1 * sum(leaf.size for leaf in leaves)
+        assert held * parts <= 1.1 * sum(leaf.size for leaf in leaves)
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         if path[-1].key in ("kernel", "table"):
-            assert math.prod(leaf.sharding.shard_shape(leaf.shape)) * shape[1] * shape[2] == leaf.size, jax.tree_util.keystr(path)
+            assert math.prod(leaf.sharding.shard_shape(leaf.shape)) * parts == leaf.size, jax.tree_util.keystr(path)
+
+
+def test_zero_1_splits_the_optimizer_state_and_not_the_weights():
+    config = small_config({"fsdp": 8}, **{"parallel.zero": 1})
+    state = init_state(config, make_optimizer(config, size.abstract(config)[2]), on_mesh(config))
+    kernel, mean = state.params["blocks"]["mlp"]["up"]["kernel"], jax.tree.leaves(state.optimizer)
+    assert kernel.sharding.shard_shape(kernel.shape) == kernel.shape
+    (momentum,) = [leaf for leaf in mean if leaf.shape == kernel.shape and leaf.sharding.spec[1] == "fsdp"][:1]
+    assert momentum.sharding.shard_shape(momentum.shape)[1] * 8 == momentum.shape[1]
 
 
 def test_every_mesh_starts_from_the_same_weights():
-    one, split = (jax.device_get(size.init_params(small_config(shape), places)) for shape, places in (
-        ((1, 1, 1), None), ((2, 2, 2), axes_lib.tree_shardings(on_mesh(small_config((2, 2, 2))), size.abstract(small_config())[2]))
-    ))  # fmt: skip
+    split = small_config({"pipeline": 2, "fsdp": 2, "tensor": 2})
+    places = axes_lib.tree_shardings(on_mesh(split), size.abstract(split)[2])
+    one, parts = size.init_params(small_config()), size.init_params(split, places)
     # The same random bits; the inverse error function may round the last one otherwise when it is compiled for a shard.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, split)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.device_get(one), jax.device_get(parts))
 
 
 def test_an_axis_is_not_used_twice():
@@ -172,11 +219,14 @@ def test_an_axis_is_not_used_twice():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel.data": "3"}, r"3 x 1 x 1 but the devices are 8"),
+        ({"parallel.data": "3"}, r"data 3 is not the 8 devices there are"),
         ({"parallel.tensor": "8", "model.num_kv_heads": "4"}, "num_kv_heads = 4 is not divisible by tensor = 8"),
-        ({"train.batch_size": "12"}, "12 is not divisible by data x fsdp = 8"),
-        ({"train.accumulation": "2"}, "4 is not divisible by data x fsdp = 8"),
-        ({"model.vocab_multiple": "1", "parallel.fsdp": "8"}, "the vocabulary .* = 299 is not divisible by fsdp x tensor = 8"),
+        ({"train.batch_size": "12"}, "12 is not divisible by data x fsdp x expert = 8"),
+        ({"train.accumulation": "2"}, "4 is not divisible by data x fsdp x expert = 8"),
+        ({"model.vocab_multiple": "1", "parallel.fsdp": "8"}, "the vocabulary .* = 299 is not divisible by fsdp x tensor x pipeline = 8"),
+        ({"parallel.pipeline": "8"}, "model.num_layers = 4 is not divisible by pipeline = 8"),
+        ({"parallel.pipeline": "2", "parallel.pipeline_microbatches": "4"}, "= 2 is not divisible by parallel.pipeline_microbatches = 4"),
+        ({"parallel.context": "4", "parallel.tensor": "2", "model.context_length": "24"}, "24 is not divisible by .* = 16"),
     ],
     ids=str,
 )
@@ -187,3 +237,22 @@ def test_what_cannot_be_split_is_refused(changes, message):
         for name, value in changes.items():
             config_lib.set_knob(config, name, value)
         mesh_lib.make_mesh(config)
+
+
+class Chip:
+    """What `create_hybrid_device_mesh` asks of a device."""
+
+    platform, device_kind, process_index = "cpu", "cpu", 0
+
+    def __init__(self, number):
+        self.id, self.slice_index = number, number // 4
+
+
+def test_only_copies_go_across_slices():
+    config = small_config({"data": 4, "fsdp": 2})
+    mesh = mesh_lib.make_mesh(config, [Chip(number) for number in range(8)])
+    slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    along = slices.reshape(4, 2)  # data x fsdp
+    assert (along == along[:, :1]).all() and sorted(along[:, 0]) == [0, 0, 1, 1]
+    with pytest.raises(UserError, match="not divisible by the 2 slices"):
+        mesh_lib.make_mesh(small_config({"fsdp": 8}), [Chip(number) for number in range(8)])
