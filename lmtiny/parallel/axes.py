@@ -28,6 +28,7 @@ RULES: dict[str, None | str | tuple[str, ...]] = {
     "vocab": ("tensor", "pipeline"),  # columns of the head: no stage idles while the loss is computed
     "table": ("tensor", "pipeline", "fsdp"),  # rows of an embedding table; gathered over fsdp, they are split as "vocab"
 }
+DATA_AXIS = "data"
 FSDP_AXIS = "fsdp"
 PIPELINE_AXIS = "pipeline"
 CONTEXT_AXIS = "context"

@@ -9,13 +9,10 @@ from typing import Any
 import jax
 import ml_collections
 import optax
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from lmtiny.training.muon import scale_by_muon
 
 GROUPS = ("matrix", "embedding", "head", "scalar")
-
-_INPUT_AXES = {  # which logical axes of a block's matrix are its input; the rest, but for "layer", are its output
-    "out": ("heads", "head_dim"), "down": ("mlp",),
-}  # fmt: skip
 
 
 def group(path: tuple[str, ...]) -> str:
@@ -66,16 +63,9 @@ def make_optimizer(
     decayed = {"matrices": ("matrix",), "tables": ("matrix", "embedding", "head"), "all": GROUPS}[c.decay]
     by_path = {_keys(path): value for path, value in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_axes)}
 
-    def dimension_numbers(updates: Any) -> Any:
-        # optax.partition leaves masked nodes where other groups' parameters are; what is here is Muon's.
-        return jax.tree_util.tree_map_with_path(lambda path, _: _matrix_axes(_keys(path)[-2], by_path[_keys(path)]), updates)
-
     def optimizer(name: str) -> optax.GradientTransformation:
         if c.name == "muon" and name == "matrix":
-            # 0.2 sqrt(longer side) gives updates of AdamW's size, so that rates carry over (arXiv 2502.16982, eq. 4).
-            direction = optax.chain(
-                scale_by_muon(beta=c.momentum, weight_dimension_numbers=dimension_numbers), _scale_by_longer_side(0.2, dimension_numbers)
-            )
+            direction = scale_by_muon(by_path, c.momentum)
         else:
             direction = optax.scale_by_adam(c.b1, c.b2, c.epsilon)
         decay = optax.add_decayed_weights(c.weight_decay) if c.weight_decay and name in decayed else optax.identity()
@@ -93,27 +83,3 @@ def _keys(path: Any) -> tuple[str, ...]:
 
 def _is_axes(node: Any) -> bool:
     return isinstance(node, tuple)
-
-
-def _matrix_axes(name: str, axes: tuple[str, ...]) -> MuonDimensionNumbers:
-    """Returns which array axes of a block's kernel are its input and output; "layer" is left as a batch of matrices."""
-    inputs = _INPUT_AXES.get(name, ("embed",))
-    return MuonDimensionNumbers(
-        reduction_axis=tuple(i for i, axis in enumerate(axes) if axis in inputs),
-        output_axis=tuple(i for i, axis in enumerate(axes) if axis not in (*inputs, "layer")),
-    )
-
-
-def _scale_by_longer_side(factor: float, dimension_numbers: Any) -> optax.GradientTransformation:
-    def scale(update: jax.Array, axes: MuonDimensionNumbers) -> jax.Array:
-        sides = [_size(update, axes.reduction_axis), _size(update, axes.output_axis)]
-        return update * (factor * max(sides) ** 0.5)
-
-    return optax.stateless(lambda updates, params: jax.tree.map(scale, updates, dimension_numbers(updates)))
-
-
-def _size(array: jax.Array, axes: Any) -> int:
-    size = 1
-    for axis in axes:
-        size *= array.shape[axis]
-    return size

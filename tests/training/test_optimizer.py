@@ -107,6 +107,22 @@ def test_muon_orthogonalises_each_layers_matrices_and_nothing_else():
     assert seen == set(rows_of)
 
 
+def test_muon_goes_the_way_of_optax_over_several_steps():
+    config = config_with(**PLAIN, optimizer__name="muon", optimizer__learning_rate=0.1, optimizer__weight_decay=0.0)
+    optimizer = make_optimizer(config, size.abstract(config)[2])
+    reference = optax.contrib.scale_by_muon(beta=0.95)
+    params, update = tree_of(config, 0), jax.jit(optimizer.update)
+    state, reference_state = optimizer.init(params), [reference.init(jnp.zeros((16, 64)))] * 2
+    for step in range(1, 4):
+        grads = tree_of(config, step)
+        updates, state = update(grads, state, params)
+        for layer in range(2):
+            grad = grads["blocks"]["mlp"]["up"]["kernel"][layer]
+            expected, reference_state[layer] = reference.update(grad, reference_state[layer])
+            found = updates["blocks"]["mlp"]["up"]["kernel"][layer]
+            np.testing.assert_allclose(found, -0.1 * 0.2 * 8 * expected, rtol=1e-3, atol=1e-5)
+
+
 def test_clipping_scales_the_whole_gradient():
     plain = PLAIN | {"optimizer__clip_norm": 0.5, "optimizer__weight_decay": 0.0}
     config = config_with(**plain, optimizer__name="adamw", optimizer__epsilon=1e3)
