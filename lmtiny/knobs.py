@@ -112,6 +112,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("remat", str, "none", "", "recompute in the backward pass: nothing; all but matmul results; all but remat_names; the same, kept in the host's memory; whole blocks", one_of("none", "dots", "names", "offload", "block")),
         Knob("remat_names", tuple, ("attended", "mlp_hidden"), "", "names and offload: what is kept, of query, key, value, attended, mlp_hidden", each_of("query", "key", "value", "attended", "mlp_hidden")),
         Knob("compute_dtype", str, "float32", "", "of activations and matmuls; weights stay float32; float16 scales its loss", one_of("float32", "bfloat16", "float16")),
+        Knob("matmul_dtype", str, "compute", "", "of the operands of products inside blocks, in training: compute_dtype, int8 or float8", one_of("compute", "int8", "float8")),
     ),
     "optimizer": (
         Knob("name", str, "muon", "", "adamw; muon: Muon for matrices inside blocks, AdamW for the rest", one_of("adamw", "muon")),

@@ -3,6 +3,7 @@
 B batch, T queries, S keys, D width, H query heads, K key/value heads, G = H/K, N head size, L layers.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -58,11 +59,10 @@ class Attention(nnx.Module):
         width = {"embed": config.width}
         heads = {"heads": config.num_heads, "head_dim": head_dim}
         kv_heads = {"kv_heads": config_lib.num_kv_heads(config), "head_dim": head_dim}
+        dense = functools.partial(Dense, rngs, init=config.init, matmul_dtype=config.matmul_dtype)
         bias = config.bias in ("qkv", "all")
-        self.query = Dense(rngs, width, heads, init=config.init, bias=bias)
-        self.key = Dense(rngs, width, kv_heads, init=config.init, bias=bias)
-        self.value = Dense(rngs, width, kv_heads, init=config.init, bias=bias)
-        self.out = Dense(rngs, heads, width, init=config.init, scale=out_scale, bias=config.bias == "all")
+        self.query, self.key, self.value = (dense(width, outputs, bias=bias) for outputs in (heads, kv_heads, kv_heads))
+        self.out = dense(heads, width, scale=out_scale, bias=config.bias == "all")
         self.qk_norm, self.epsilon = config.qk_norm, config.norm_epsilon
 
     def __call__(self, x_BTD: jax.Array, rows: Rows, window: jax.Array | int, cache: Cache | None) -> tuple[jax.Array, Cache | None]:

@@ -5,6 +5,7 @@ Weights are float32; each layer computes in the type of its input.  On a mesh a 
 sizes below are then those of its part, and `parallel.collectives` says what is sent.
 """
 
+import functools
 import math
 
 import jax
@@ -14,6 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lmtiny import config as config_lib
+from lmtiny.model import low_precision
 from lmtiny.parallel import collectives
 
 
@@ -32,15 +34,18 @@ class Dense(nnx.Module):
         init: str = "gpt",
         scale: float = 1.0,
         bias: bool = False,
+        matmul_dtype: str = "compute",
     ):
         """Args:
         inputs, outputs: logical axis -> size, in order.
         init: gpt: normal(0.02); xavier: Glorot & Bengio 2010, eq. 16 (normal form); kaiming: He et al. 2015, eq. 10.
         scale: times the initial weights; 0 starts the layer at zero.
         bias: adds a bias that starts at zero.
+        matmul_dtype: of the product's operands: compute (that of the input), int8 or float8.
         """
         shape = (*inputs.values(), *outputs.values())
         self.axes, self.shape, self.num_inputs = (*inputs, *outputs), shape, len(inputs)
+        self.matmul_dtype = matmul_dtype
         self.sums_parts = bool(set(inputs) & {"heads", "mlp"})
         fan_in, fan_out = math.prod(inputs.values()), math.prod(outputs.values())
         std = {"gpt": 0.02, "xavier": math.sqrt(2 / (fan_in + fan_out)), "kaiming": math.sqrt(2 / fan_in)}[init]
@@ -53,7 +58,9 @@ class Dense(nnx.Module):
         kernel = collectives.gather_weight(self.kernel[...], self.axes, self.shape, x.dtype)
         batch_shape = x.shape[: x.ndim - self.num_inputs]
         inputs, outputs = kernel.shape[: self.num_inputs], kernel.shape[self.num_inputs :]
-        y = (x.reshape(-1, math.prod(inputs)) @ kernel.reshape(math.prod(inputs), -1)).reshape(*batch_shape, *outputs)
+        x_nI, kernel_IO = x.reshape(-1, math.prod(inputs)), kernel.reshape(math.prod(inputs), -1)
+        y_nO = x_nI @ kernel_IO if self.matmul_dtype == "compute" else low_precision.matmul(x_nI, kernel_IO, self.matmul_dtype)
+        y = y_nO.reshape(*batch_shape, *outputs)
         if self.sums_parts:
             y = collectives.scatter_total(y, "sequence", 1)
         if self.bias is not None:
@@ -115,12 +122,12 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: ml_collections.ConfigDict, rngs: nnx.Rngs, out_scale: float):
         hidden = {"mlp": config_lib.mlp_size(config)}
-        width, bias = {"embed": config.width}, config.bias == "all"
-        self.activation = config.activation
-        self.up = Dense(rngs, width, hidden, init=config.init, bias=bias)
+        width, self.activation = {"embed": config.width}, config.activation
+        dense = functools.partial(Dense, rngs, init=config.init, bias=config.bias == "all", matmul_dtype=config.matmul_dtype)
+        self.up = dense(width, hidden)
         gated = config.activation in ("swiglu", "geglu")
-        self.gate = nnx.data(Dense(rngs, width, hidden, init=config.init, bias=bias) if gated else None)
-        self.down = Dense(rngs, hidden, width, init=config.init, scale=out_scale, bias=bias)
+        self.gate = nnx.data(dense(width, hidden) if gated else None)
+        self.down = dense(hidden, width, scale=out_scale)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x_BTD = collectives.gather(x_BTD, "sequence", 1)
