@@ -60,6 +60,12 @@ def test_json_gives_the_config_back(tmp_path):
         ({"model.window_pattern": "SSL"}, "has an S but model.window is 0"),
         ({"model.window_pattern": "XL"}, "must be made of the letters SL"),
         ({"optimizer.warmup_steps": "2000"}, "is more than train.num_steps = 1000"),
+        ({"model.num_experts": "1"}, "model.experts_per_token = 2 is more than model.num_experts = 1"),
+        ({"model.num_experts": "4", "model.bias": "all"}, "model.bias = 'all' is not built for experts"),
+        ({"model.expert_capacity": "1"}, "model.expert_capacity = 1 needs model.num_experts"),
+        ({"model.num_experts": "4", "model.expert_capacity": "1", "parallel.context": "2"}, "set model.expert_capacity = 0"),
+        ({"parallel.zero": "2"}, "parallel.zero = 2 must be 1 or 3"),
+        ({"model.remat_names": "attend"}, "must be one or more of query, key, value, attended, mlp_hidden"),
     ],
     ids=str,
 )

@@ -129,14 +129,18 @@ class Mlp(nnx.Module):
         self.gate = nnx.data(dense(width, hidden) if gated else None)
         self.down = dense(hidden, width, scale=out_scale)
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns (y_BTD, losses of its own: none; those of `experts.Experts` are some)."""
         x_BTD = collectives.gather(x_BTD, "sequence", 1)
-        up_BTF = self.up(x_BTD)
-        if self.gate is not None:
-            gate_BTF = self.gate(x_BTD)
-            hidden_BTF = (jax.nn.silu if self.activation == "swiglu" else jax.nn.gelu)(gate_BTF) * up_BTF
-        elif self.activation == "relu2":  # Primer, arXiv 2109.08668
-            hidden_BTF = jnp.square(jax.nn.relu(up_BTF))
-        else:
-            hidden_BTF = {"gelu": jax.nn.gelu, "silu": jax.nn.silu}[self.activation](up_BTF)
-        return self.down(checkpoint_name(hidden_BTF, "mlp_hidden"))
+        up_BTF, gate_BTF = self.up(x_BTD), self.gate(x_BTD) if self.gate is not None else None
+        hidden_BTF = activated(self.activation, up_BTF, gate_BTF)
+        return self.down(checkpoint_name(hidden_BTF, "mlp_hidden")), {}
+
+
+def activated(activation: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """Returns the hidden values: activation(up), or activation(gate) * up for the gated kinds."""
+    if gate is not None:
+        return (jax.nn.silu if activation == "swiglu" else jax.nn.gelu)(gate) * up
+    if activation == "relu2":  # Primer, arXiv 2109.08668
+        return jnp.square(jax.nn.relu(up))
+    return {"gelu": jax.nn.gelu, "silu": jax.nn.silu}[activation](up)

@@ -49,6 +49,13 @@ def count_parameters(config: ml_collections.ConfigDict) -> dict[str, int]:
     return counts
 
 
+def count_experts(config: ml_collections.ConfigDict) -> int:
+    """Returns the parameters of all experts (0 without any), of which a token uses experts_per_token / num_experts."""
+    _, shapes, axes = abstract(config)
+    leaves = zip(jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, tuple)), strict=True)
+    return sum(math.prod(leaf.shape) for leaf, names in leaves if "experts" in names)
+
+
 def flops_per_token(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Returns {"full", "causal"} -> FLOPs of a training step for each token (forward and backward, no recomputation).
 
@@ -57,7 +64,8 @@ def flops_per_token(config: ml_collections.ConfigDict) -> dict[str, float]:
     """
     c, counts = config.model, count_parameters(config)
     head_dim, context = config_lib.head_dim(c), c.context_length
-    matmuls = 6.0 * (counts["blocks"] + c.width * config.tokenizer.vocab_size)  # biases and norms are noise here
+    idle = count_experts(config) * (1 - c.experts_per_token / c.num_experts) if c.num_experts else 0
+    matmuls = 6.0 * (counts["blocks"] - idle + c.width * config.tokenizer.vocab_size)  # biases and norms are noise here
     key = 12.0 * c.num_heads * head_dim
     seen = sum(sum(min(query + 1, window) for query in range(context)) / context for window in window_sizes(c))
     return {"full": matmuls + key * c.num_layers * context, "causal": matmuls + key * seen}

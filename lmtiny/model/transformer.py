@@ -16,6 +16,7 @@ from flax import nnx
 
 from lmtiny import config as config_lib
 from lmtiny.model.attention import Attention, Cache, Rows
+from lmtiny.model.experts import Experts
 from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
 from lmtiny.model.rematerialisation import rematerialised
 from lmtiny.parallel import collectives
@@ -33,7 +34,7 @@ class Block(nnx.Module):
         # GPT-2 scales the 2L matrices that write to the residual stream so that its variance does not grow with depth.
         out_scale = 0.0 if config.zero_projections else 1 / math.sqrt(2 * config.num_layers) if config.init == "gpt" else 1.0
         self.attention_norm, self.attention = Norm(config), Attention(config, rngs, out_scale)
-        self.mlp_norm, self.mlp = Norm(config), Mlp(config, rngs, out_scale)
+        self.mlp_norm, self.mlp = Norm(config), (Experts if config.num_experts else Mlp)(config, rngs, out_scale)
         self.dropout = config.dropout
 
     def __call__(
@@ -42,8 +43,8 @@ class Block(nnx.Module):
         keys = jax.random.split(key) if key is not None else (None, None)
         y_BTD, cache = self.attention(self.attention_norm(x_BTD), rows, window, cache)
         x_BTD += dropout(y_BTD, self.dropout, keys[0])
-        y_BTD = self.mlp(self.mlp_norm(x_BTD))
-        return x_BTD + dropout(y_BTD, self.dropout, keys[1]), cache, {}
+        y_BTD, losses = self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD + dropout(y_BTD, self.dropout, keys[1]), cache, losses
 
 
 class Transformer(nnx.Module):

@@ -81,6 +81,12 @@ def scatter_total(x: jax.Array, logical: str, dimension: int) -> jax.Array:
     return jax.lax.psum_scatter(x, names, scatter_dimension=dimension, tiled=True) if names else x
 
 
+def exchange(x: jax.Array, logical: str, split: int, join: int) -> jax.Array:
+    """Returns, joined along dimension `join`, the parts along `split` that the devices have for this one (all-to-all)."""
+    names = present(logical)
+    return jax.lax.all_to_all(x, names, split, join, tiled=True) if names else x
+
+
 def own_part(x: jax.Array, logical: str, dimension: int) -> jax.Array:
     """Returns this device's part, along `dimension`, of an x that all hold whole; nothing is sent."""
     if (count := parts(logical)) == 1:

@@ -59,7 +59,7 @@ def make_gradients(config: ml_collections.ConfigDict, bos_id: int) -> Callable[.
         weight = jnp.sum(rows.target_mask(tokens, bos_id).astype(jnp.float32))
         weight = jnp.maximum(collectives.total(weight, "batch"), 1.0)
         run = functools.partial(_local_gradients, config, graph, bos_id)
-        nll, grads, finite_B = run(params, tokens, key, scale / weight)
+        nll, grads, finite_B = run(params, tokens, key, scale / weight, scale / config.train.batch_size)
         total = functools.partial(collectives.total_gradient, scatter=config.parallel.zero == 1)
         grads = jax.tree.map(lambda grad, names: total(grad, names) / scale, grads, axes)
         return nll / weight, grads, weight, finite_B
@@ -81,17 +81,22 @@ def make_gradients(config: ml_collections.ConfigDict, bos_id: int) -> Callable[.
 
 
 def _local_gradients(
-    config: ml_collections.ConfigDict, graph: Any, bos_id: int, params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array
-) -> tuple[jax.Array, Any, jax.Array]:
-    """Returns (sum of nats over all devices, gradient of this device's share of scale x loss, which rows here are finite)."""
-    accumulation = config.train.accumulation
+    config: ml_collections.ConfigDict, graph: Any, bos_id: int,
+    params: Any, tokens: jax.Array, key: jax.Array, token_scale: jax.Array, row_scale: jax.Array,
+) -> tuple[jax.Array, Any, jax.Array]:  # fmt: skip
+    """Returns (sum of nats over all devices, gradient of this device's share of the loss, which rows here are finite).
+
+    The loss is token_scale x nats + row_scale x the blocks' own losses, whose weights are in the config.
+    """
+    accumulation, of_blocks = config.train.accumulation, {"balance": config.model.router_balance_loss, "z": config.model.router_z_loss}
     # Devices that hold the same tokens' losses contribute a share each.
-    share = scale / collectives.parts("vocab")
+    share = token_scale / collectives.parts("vocab")
 
     def microbatch_loss(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        nll_bT, mask_bT, _ = token_losses(graph, params, tokens, bos_id, config, key)
+        nll_bT, mask_bT, losses = token_losses(graph, params, tokens, bos_id, config, key)
         rows_b = jnp.sum(nll_bT * mask_bT, axis=1)
-        return jnp.sum(rows_b) * share, rows_b
+        own = sum((of_blocks[name] * loss for name, loss in losses.items()), jnp.float32(0))
+        return jnp.sum(rows_b) * share + own * row_scale, rows_b
 
     def add(grads: Any, microbatch: Any) -> tuple[Any, jax.Array]:
         index, tokens_bT = microbatch

@@ -71,11 +71,11 @@ def initial_weights():
     return jax.device_get(size.init_params(small_config()))
 
 
-def loss_and_gradients(config, tokens):
+def loss_and_gradients(config, tokens, weights=None):
     mesh = on_mesh(config)
     with jax.set_mesh(mesh):
         places = weight_shardings(config, size.abstract(config)[2], mesh)
-        params = jax.device_put(initial_weights(), places)
+        params = jax.device_put(weights or initial_weights(), places)
         gradients = jax.jit(make_gradients(config, BOS), in_shardings=(places, mesh_lib.batch_sharding(mesh), None, None))
         loss, grads, weight, bad_row = gradients(params, mesh_lib.place_batch(mesh, tokens, 8), jax.random.key(0), jnp.float32(1))
         assert int(bad_row) == -1
@@ -136,6 +136,33 @@ def test_how_it_is_computed_changes_nothing(mesh, changes, tokens, one_device):
     loss, grads, _ = loss_and_gradients(small_config(mesh, **changes), tokens)
     assert loss == pytest.approx(one_device[0], rel=1e-5)
     assert_close(grads, one_device[1])
+
+
+EXPERTS = {"model.num_experts": 4, "model.router_balance_loss": 1.0, "model.router_z_loss": 0.1}
+
+
+@pytest.fixture(scope="module")
+def one_device_of_experts(tokens):
+    config = small_config(**EXPERTS)
+    return loss_and_gradients(config, tokens, jax.device_get(size.init_params(config)))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes"),
+    [
+        ({"expert": 4, "tensor": 2}, {}),
+        ({"expert": 2, "context": 2, "fsdp": 2}, {}),
+        ({"pipeline": 2, "expert": 2, "tensor": 2}, {}),
+        ({"data": 2, "expert": 2, "fsdp": 2}, {"model.expert_capacity": 100.0, "train.accumulation": 1}),
+    ],
+    ids=lambda value: mesh_name(WHOLE | value) if set(value) <= set(WHOLE) else str(value),
+)
+def test_experts_on_a_mesh_are_those_of_one_device(mesh, changes, tokens, one_device_of_experts):
+    """The gradient of the router's own losses is in it: they weigh a hundred times more than usual."""
+    config = small_config(mesh, **EXPERTS | changes)
+    loss, grads, _ = loss_and_gradients(config, tokens, jax.device_get(size.init_params(config)))
+    assert loss == pytest.approx(one_device_of_experts[0], rel=1e-5)
+    assert_close(grads, one_device_of_experts[1])
 
 
 def test_chunked_loss_never_holds_all_logits():
