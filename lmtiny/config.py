@@ -241,7 +241,8 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
     shape["data"] = shape["data"] or max(1, num_devices // rest)
     if math.prod(shape.values()) != num_devices:
         product = " x ".join(f"{name} {size}" for name, size in shape.items() if size > 1 or name == "data")
-        raise UserError(f"parallel: {product} is not the {num_devices} devices there are")
+        there = f"there {'is' if num_devices == 1 else 'are'} {num_devices}"
+        raise UserError(f"parallel: {product} makes {math.prod(shape.values())} devices, but {there}")
     model, microbatch = config.model, config.train.batch_size // config.train.accumulation
     fsdp, tensor, context, pipeline = shape["fsdp"], shape["tensor"], shape["context"], shape["pipeline"]
     pieces = 2 * context if context > 1 else 1

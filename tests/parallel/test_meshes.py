@@ -246,7 +246,7 @@ def test_an_axis_is_not_used_twice():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel.data": "3"}, r"data 3 is not the 8 devices there are"),
+        ({"parallel.data": "3"}, "data 3 makes 3 devices, but there are 8"),
         ({"parallel.tensor": "8", "model.num_kv_heads": "4"}, "num_kv_heads = 4 is not divisible by tensor = 8"),
         ({"train.batch_size": "12"}, "12 is not divisible by data x fsdp x expert = 8"),
         ({"train.accumulation": "2"}, "4 is not divisible by data x fsdp x expert = 8"),

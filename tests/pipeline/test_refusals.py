@@ -14,7 +14,7 @@ import pytest
         (["--confg", "x"], "did you mean --config?"),
         (["--config.train.num_steps=many"], "'many' is not a whole number"),
         (["--config.model.num_heads=5"], "model.width = 32 is not divisible by model.num_heads = 5"),
-        (["--config.parallel.tensor=3"], "1 x 1 x 3 but the devices are 1"),
+        (["--config.parallel.tensor=3"], "data 1 x tensor 3 makes 3 devices, but there is 1"),
         (["--config.data.row_length=16"], "longer than the rows"),
         (["--config.corpus.path=/nowhere/at/all"], "/nowhere/at/all"),
         (["--config.tokenizer.path=/nowhere"], "/nowhere"),

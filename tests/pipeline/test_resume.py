@@ -179,8 +179,8 @@ import lmtiny.training.step as step
 import jax.numpy as jnp
 losses = step.token_losses
 def poisoned(graph, params, tokens, *args):
-    nll, mask = losses(graph, params, tokens, *args)
-    return jnp.where(tokens[:, 1:] == 299, jnp.inf, nll), mask
+    nll, *others = losses(graph, params, tokens, *args)
+    return jnp.where(tokens[:, 1:] == 299, jnp.inf, nll), *others
 step.token_losses = poisoned
 import lmtiny.data.loader as loader
 batches = loader.batches
