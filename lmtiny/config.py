@@ -18,9 +18,12 @@ import ml_collections
 from lmtiny.errors import UserError
 from lmtiny.knobs import KNOBS, Knob, knobs
 
-# What a resumed run may change: nothing here alters what a step computes (num_steps only moves the schedule's end).
-MAY_CHANGE_ON_RESUME = ("name", "data.dir", "data.num_processes", "data.read_threads", "data.prefetch", "train.num_steps",
-                        "parallel.", "evaluation.", "checkpoint.", "log.")
+# What a resumed run may change: nothing here alters what a step computes, but for rounding (num_steps only moves the
+# schedule's end).
+MAY_CHANGE_ON_RESUME = frozenset({"name", "data.dir", "data.num_processes", "data.read_threads", "data.prefetch", "train.num_steps",
+                                  "train.loss_chunk", "model.attention", "model.attention_chunk", "model.remat", "model.remat_names",
+                                  "model.scan_layers"})  # fmt: skip
+SECTIONS_THAT_MAY_CHANGE = frozenset({"parallel", "evaluation", "checkpoint", "log"})
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -155,7 +158,9 @@ def changed_on_resume(old: ml_collections.ConfigDict, new: ml_collections.Config
     return [
         f"{name}: {get_knob(old, name)!r} -> {get_knob(new, name)!r}"
         for name, _ in knobs()
-        if get_knob(old, name) != get_knob(new, name) and not name.startswith(MAY_CHANGE_ON_RESUME)
+        if get_knob(old, name) != get_knob(new, name)
+        and name not in MAY_CHANGE_ON_RESUME
+        and name.split(".")[0] not in SECTIONS_THAT_MAY_CHANGE
     ]
 
 

@@ -41,6 +41,7 @@ def main() -> int:
     import jax
 
     from lmtiny.data import prepare
+    from lmtiny.model import attend
     from lmtiny.parallel import mesh as mesh_lib
     from lmtiny.training import reporter, run_folder
 
@@ -51,7 +52,7 @@ def main() -> int:
     if args.resume:
         config, args.workdir, step = run_folder.config_of_checkpoint(args.resume, args.overrides)
     run_folder.refuse_unusable(args.workdir)  # what cannot work is refused before hours of preparing
-    mesh_lib.make_mesh(config)
+    attend.resolved(config, mesh_lib.make_mesh(config))
     data = prepare(config, rebuild=args.rebuild)
     config.tokenizer.vocab_size = data.tokenizer.vocab_size
     mesh = mesh_lib.make_mesh(config)
@@ -72,7 +73,7 @@ def train(
     config: "ml_collections.ConfigDict", data: "Prepared", mesh: "jax.sharding.Mesh", workdir: pathlib.Path, first_step: int, started: float
 ) -> int:
     from lmtiny.data import loader
-    from lmtiny.model import size
+    from lmtiny.model import attend, size
     from lmtiny.parallel.mesh import local_rows, place_batch
     from lmtiny.sampling.generate import Decoder
     from lmtiny.sampling.samples import samples
@@ -84,14 +85,16 @@ def train(
     # ---- model, optimizer, state, data ----
     tokenizer, batch_size, num_steps = data.tokenizer, config.train.batch_size, config.train.num_steps
     optimizer = make_optimizer(config, size.abstract(config)[2])
-    train_step = make_train_step(config, optimizer, mesh, tokenizer.bos_id)
-    eval_step, decoder = make_eval_step(config, mesh, tokenizer.bos_id), Decoder(config)
+    computed, attention = attend.resolved(config, mesh)
+    train_step = make_train_step(computed, optimizer, mesh, tokenizer.bos_id)
+    eval_step, decoder = make_eval_step(computed, mesh, tokenizer.bos_id), Decoder(config)
     if first_step:
         state = checkpoint.restore(workdir / "checkpoints" / str(first_step), abstract_state(config, optimizer, mesh))
     else:
         state = init_state(config, optimizer, mesh)
     rows = local_rows(mesh, batch_size)
     run_folder.say_what_is_trained(config, mesh, first_step)
+    console.say(f"attention: {attention}")
 
     # ---- the loop: it waits for the device only to log, validate, sample and save ----
     log = run_folder.open_log(workdir, config, first_step)
@@ -153,7 +156,7 @@ def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", me
     import numpy as np
 
     from lmtiny.data import loader
-    from lmtiny.model import size
+    from lmtiny.model import attend, size
     from lmtiny.parallel.mesh import local_rows, place_batch
     from lmtiny.training import find_rate
     from lmtiny.training.optimizer import make_optimizer
@@ -164,7 +167,7 @@ def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", me
     shares = find_rate.sweep(num_steps)
     table = jnp.asarray(shares, jnp.float32)
     optimizer = make_optimizer(config, size.abstract(config)[2], lambda step: table[step])
-    train_step = make_train_step(config, optimizer, mesh, data.tokenizer.bos_id)
+    train_step = make_train_step(attend.resolved(config, mesh)[0], optimizer, mesh, data.tokenizer.bos_id)
     state = init_state(config, optimizer, mesh)
     batches = loader.batches(data, config, "train", batch_size, 0, *local_rows(mesh, batch_size))
     losses: list[float] = []

@@ -4,7 +4,6 @@ B batch, T queries, S keys, D width, H query heads, K key/value heads, G = H/K, 
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lmtiny import config as config_lib
+from lmtiny.model.attend import attend, attend_with_mask, causal_mask, choose
 from lmtiny.model.layers import Dense, rms_norm, rotate
 from lmtiny.parallel import collectives
 from lmtiny.parallel.ring_attention import ring_attention
@@ -33,24 +33,14 @@ class Rows(NamedTuple):
     segments_BS: jax.Array | None
 
 
-def attend(q_BTHN: jax.Array, k_BSKN: jax.Array, v_BSKN: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """Returns softmax(q k / sqrt(N)) v, [B, T, H, N], where mask_BTS is true; the softmax is in float32.
+class Window(NamedTuple):
+    """How many keys back a layer sees, itself included: `sizes[kind]`; the kind is an array where one program runs several layers."""
 
-    Query head h reads key/value head h // G (GQA, arXiv 2305.13245).
-    """
-    batch, num_queries, num_heads, head_dim = q_BTHN.shape
-    num_kv_heads = k_BSKN.shape[2]
-    q_BTKGN = q_BTHN.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores_BKGTS = jnp.einsum("BTKGN,BSKN->BKGTS", q_BTKGN, k_BSKN, preferred_element_type=jnp.float32)
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS / math.sqrt(head_dim), -1e30)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKN.dtype)
-    return jnp.einsum("BKGTS,BSKN->BTKGN", weights_BKGTS, v_BSKN).reshape(q_BTHN.shape)
+    sizes: tuple[int, ...]
+    kind: jax.Array | int
 
-
-def causal_mask(query_BT: jax.Array, key_BS: jax.Array, window: jax.Array | int) -> jax.Array:
-    """Returns mask[B, T, S]: a query sees keys at its own position and before it, `window` of them, itself included."""
-    distance_BTS = query_BT[:, :, None] - key_BS[:, None, :]
-    return (distance_BTS >= 0) & (distance_BTS < window)
+    def size(self) -> jax.Array | int:
+        return self.sizes[self.kind] if isinstance(self.kind, int) else jnp.array(self.sizes)[self.kind]
 
 
 class Attention(nnx.Module):
@@ -64,8 +54,9 @@ class Attention(nnx.Module):
         self.query, self.key, self.value = (dense(width, outputs, bias=bias) for outputs in (heads, kv_heads, kv_heads))
         self.out = dense(heads, width, scale=out_scale, bias=config.bias == "all")
         self.qk_norm, self.epsilon = config.qk_norm, config.norm_epsilon
+        self.implementation, self.chunk, self.soft_cap = config.attention, config.attention_chunk, config.attention_soft_cap
 
-    def __call__(self, x_BTD: jax.Array, rows: Rows, window: jax.Array | int, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """Returns (y_BTD, the cache with this call's keys and values written at their positions).
 
         With a cache the keys are those of the cache, slot = position, and segments are not looked at: one document a row.
@@ -86,14 +77,29 @@ class Attention(nnx.Module):
                 "value": write(cache["value"], v_BTKN, rows.positions_BT[:, 0]),
             }
             k_BSKN, v_BSKN = cache["key"].astype(x_BTD.dtype), cache["value"].astype(x_BTD.dtype)
-            out_BTHN = attend(q_BTHN, k_BSKN, v_BSKN, causal_mask(rows.positions_BT, jnp.arange(k_BSKN.shape[1])[None], window))
+            mask_BTS = causal_mask(rows.positions_BT, jnp.arange(k_BSKN.shape[1])[None], window.size())
+            out_BTHN = attend_with_mask(q_BTHN, k_BSKN, v_BSKN, mask_BTS, self.soft_cap)
         elif collectives.parts("time") > 1:
-            out_BTHN = ring_attention(q_BTHN, k_BTKN, v_BTKN, rows.segments_BS, window, 0.0)
+            out_BTHN = ring_attention(q_BTHN, k_BTKN, v_BTKN, rows.segments_BS, window.size(), self.soft_cap)
         else:
-            # Along the row, not by position: positions start again with each document.
-            index_1T = jnp.arange(x_BTD.shape[1])[None]
-            mask_BTS = causal_mask(index_1T, index_1T, window)
-            if rows.segments_BS is not None:
-                mask_BTS = mask_BTS & (rows.segments_BS[:, :, None] == rows.segments_BS[:, None, :])
-            out_BTHN = attend(q_BTHN, k_BTKN, v_BTKN, mask_BTS)
+            out_BTHN = self._attend(q_BTHN, k_BTKN, v_BTKN, rows.segments_BS, window)
         return self.out(checkpoint_name(out_BTHN, "attended")), cache
+
+    def _attend(
+        self, q_BTHN: jax.Array, k_BTKN: jax.Array, v_BTKN: jax.Array, segments_BT: jax.Array | None, window: Window
+    ) -> jax.Array:
+        """Returns the attention of whole rows, by the core of model.attention."""
+        core = self.implementation
+        if core == "auto":  # not chosen by `attend.resolved`, as where the model runs without a trainer
+            devices = jax.local_devices()[0]
+            core, _ = choose(
+                core, backend=devices.platform, device_kind=devices.device_kind, num_queries=q_BTHN.shape[1], head_dim=q_BTHN.shape[3],
+                dtype=q_BTHN.dtype, segments=segments_BT is not None, window=min(window.sizes), soft_cap=self.soft_cap,
+            )  # fmt: skip
+        cores = [
+            functools.partial(attend, window=size, soft_cap=self.soft_cap, implementation=core, chunk=self.chunk) for size in window.sizes
+        ]
+        if isinstance(window.kind, int):
+            return cores[window.kind](q_BTHN, k_BTKN, v_BTKN, segments_BT)
+        out_BTHN: jax.Array = jax.lax.switch(window.kind, cores, q_BTHN, k_BTKN, v_BTKN, segments_BT)
+        return out_BTHN

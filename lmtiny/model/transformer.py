@@ -6,6 +6,7 @@ Blocks are stored stacked, every parameter with a leading "layer" axis, whether 
 L times) or unrolled; so a checkpoint does not depend on that choice.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ import ml_collections
 from flax import nnx
 
 from lmtiny import config as config_lib
-from lmtiny.model.attention import Attention, Cache, Rows
+from lmtiny.model.attention import Attention, Cache, Rows, Window
 from lmtiny.model.experts import Experts
 from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
 from lmtiny.model.rematerialisation import rematerialised
@@ -38,7 +39,7 @@ class Block(nnx.Module):
         self.dropout = config.dropout
 
     def __call__(
-        self, x_BTD: jax.Array, rows: Rows, window: jax.Array | int, cache: Cache | None, key: jax.Array | None
+        self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None, key: jax.Array | None
     ) -> tuple[jax.Array, Cache | None, Losses]:
         keys = jax.random.split(key) if key is not None else (None, None)
         y_BTD, cache = self.attention(self.attention_norm(x_BTD), rows, window, cache)
@@ -104,24 +105,25 @@ class Transformer(nnx.Module):
         """Returns what the blocks of this device (all of them without a pipeline) make of x, their caches and losses."""
         c = ml_collections.FrozenConfigDict(self.config)
         graph, stacked = nnx.split(self.blocks)
-        num_stages, stage = collectives.parts("layer"), collectives.part("layer")
-        num_layers = c.num_layers // num_stages
-        windows = jnp.array(window_sizes(c)).reshape(num_stages, num_layers)[stage]
+        sizes, kinds, first_layer = _windows_here(c)
 
-        def run(x_BTD: jax.Array, layer: tuple[Any, ...]) -> tuple[jax.Array, tuple[Cache | None, Losses]]:
-            params, number, window, layer_cache = layer
+        def run(x_BTD: jax.Array, layer: tuple[Any, ...], kind: int | None = None) -> tuple[jax.Array, tuple[Cache | None, Losses]]:
+            params, number, traced_kind, layer_cache = layer
             key = jax.random.fold_in(dropout_key, number) if dropout_key is not None and c.dropout else None
+            window = Window(sizes, traced_kind if kind is None else kind)
             x_BTD, layer_cache, losses = nnx.merge(graph, params)(x_BTD, rows, window, layer_cache, key)
             return x_BTD, (layer_cache, losses)
 
-        run = rematerialised(run, c.remat, c.remat_names)
-        layers = (nnx.to_pure_dict(stacked), stage * num_layers + jnp.arange(num_layers), windows, cache)
+        num_layers = len(kinds)
+        layers = (nnx.to_pure_dict(stacked), first_layer + jnp.arange(num_layers), jnp.asarray(kinds), cache)
+        remat = functools.partial(rematerialised, remat=c.remat, names=c.remat_names)
         if c.scan_layers:
-            x_BTD, (cache, losses) = jax.lax.scan(run, x_BTD, layers)
+            x_BTD, (cache, losses) = jax.lax.scan(remat(functools.partial(run, kind=0) if len(sizes) == 1 else run), x_BTD, layers)
         else:
             results = []
-            for layer in _unstacked(layers, num_layers):
-                x_BTD, result = run(x_BTD, layer)
+            for index, layer in enumerate(_unstacked(layers, num_layers)):
+                kind = None if isinstance(kinds, jax.Array) else kinds[index]
+                x_BTD, result = remat(functools.partial(run, kind=kind))(x_BTD, layer)
                 results.append(result)
             cache, losses = jax.tree.map(lambda *parts: jnp.stack(parts), *results)
         return x_BTD, (cache, jax.tree.map(jnp.sum, losses))
@@ -195,6 +197,22 @@ def window_sizes(model: ml_collections.ConfigDict) -> list[int]:
     unlimited = 2**30
     pattern = (model.window_pattern[layer % len(model.window_pattern)] for layer in range(model.num_layers))
     return [model.window if letter == "S" else unlimited for letter in pattern]
+
+
+def _windows_here(model: ml_collections.ConfigDict) -> tuple[tuple[int, ...], list[int] | jax.Array, jax.Array | int]:
+    """Returns (the windows there are, which of them each layer of this device has, the number of its first layer).
+
+    Which is an array where stages of a pipeline differ, since they run one program.
+    """
+    windows, num_stages = window_sizes(model), collectives.parts("layer")
+    sizes = tuple(sorted(set(windows)))
+    num_layers = len(windows) // num_stages
+    kinds = [sizes.index(window) for window in windows]
+    stages = [kinds[stage * num_layers :][:num_layers] for stage in range(num_stages)]
+    first_layer = collectives.part("layer") * num_layers
+    if all(stage == stages[0] for stage in stages):
+        return sizes, stages[0], first_layer
+    return sizes, jnp.array(stages)[collectives.part("layer")], first_layer
 
 
 def init_cache(config: ml_collections.ConfigDict, batch_size: int, num_slots: int) -> Cache:
