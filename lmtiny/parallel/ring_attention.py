@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from lmtiny.parallel import zigzag
 from lmtiny.parallel.axes import CONTEXT_AXIS
 
-CHUNK = 512  # queries whose scores exist at one time
+CHUNK = 256  # queries whose scores exist at one time
 NOTHING = -1e30  # a logarithm of no weight at all
 
 Piece = jax.Array | int
@@ -139,6 +139,15 @@ def _merged(one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]
     return jnp.asarray(out), log_sum
 
 
+def _together(item: Any) -> Any:
+    """Returns a chunk's queries and their place in the row, the place looking as if it depended on the queries.
+
+    A mask depends on nothing that a layer computes: jax would make all masks once, before the first layer, and keep them,
+    T^2 numbers.
+    """
+    return jax.lax.optimization_barrier(item)
+
+
 def _mask(segments_BS: Any, window: jax.Array, q_start: jax.Array, k_start: jax.Array, num_queries: int, num_keys: int) -> jax.Array:
     """Returns mask[B or 1, 1, 1, c, s] of queries and keys that stand in the row from q_start and k_start on."""
     distance_cs = (q_start + jnp.arange(num_queries))[:, None] - (k_start + jnp.arange(num_keys))[None]
@@ -179,7 +188,7 @@ def _attend_piece(
     num_keys = k_BsKN.shape[1]
 
     def of_chunk(item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        q_BcKGN, start = item
+        q_BcKGN, start = _together(item)
         mask = _mask(segments_BS, window, start, k_piece * num_keys, q_BcKGN.shape[1], num_keys)
         scores = jnp.where(mask, _scores(q_BcKGN, k_BsKN, soft_cap)[0], NOTHING)
         highest = jnp.max(scores, axis=-1, keepdims=True)
@@ -211,7 +220,7 @@ def _attend_piece_backward(
     num_keys = k_BsKN.shape[1]
 
     def of_chunk(dkv: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
-        (q_BcKGN, grad_BcKGN, log_sum_BcKG, delta_BcKG), start = item
+        (q_BcKGN, grad_BcKGN, log_sum_BcKG, delta_BcKG), start = _together(item)
         mask = _mask(segments_BS, window, start, k_piece * num_keys, q_BcKGN.shape[1], num_keys)
         scores, slope = _scores(q_BcKGN, k_BsKN, soft_cap)
         keys_last = lambda x_BcKG: x_BcKG.transpose(0, 2, 3, 1)[..., None]  # noqa: E731

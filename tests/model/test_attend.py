@@ -46,18 +46,16 @@ def assert_equal_the_reference(implementation, arrays, tolerance, chunk=16, **re
 
 # T, G, window, segments, soft cap; chunks of at most 16: one chunk, a whole number of them, T not divisible, many groups.
 CHUNKED_CASES = [
-    (13, 1, UNLIMITED, False, 0.0),
     (13, 2, 5, True, 5.0),
     (64, 1, UNLIMITED, True, 0.0),
     (64, 2, 1, True, 0.0),
     (64, 4, 17, False, 5.0),
     (75, 2, UNLIMITED, True, 5.0),
     (75, 1, 16, True, 0.0),
-    (75, 4, 33, False, 0.0),
-    (75, 2, 74, False, 5.0),
-    (75, 1, 500, True, 0.0),
+    (75, 4, 500, False, 5.0),
+    (75, 1, 74, False, 0.0),
     (300, 4, UNLIMITED, True, 0.0),
-    (300, 2, 40, True, 5.0),
+    (75, 2, 40, True, 5.0),
 ]
 
 
@@ -69,7 +67,7 @@ def test_chunked_equals_the_reference(num_queries, groups, window, segments, sof
 
 @pytest.mark.parametrize(
     ("num_queries", "groups", "window", "segments", "soft_cap"),
-    [(256, 2, UNLIMITED, True, 0.0), (256, 4, 100, False, 5.0), (384, 1, 500, True, 5.0), (640, 2, 129, True, 0.0)],
+    [(256, 2, UNLIMITED, True, 0.0), (256, 4, 100, False, 5.0), (384, 1, 500, True, 5.0), (640, 2, 30, True, 0.0)],
 )
 def test_splash_equals_the_reference(num_queries, groups, window, segments, soft_cap):
     """Interpreted on the CPU; on a TPU the same kernel is compiled."""
@@ -80,7 +78,7 @@ def test_splash_equals_the_reference(num_queries, groups, window, segments, soft
 @pytest.mark.parametrize("implementation", ["chunked", "splash"])
 def test_bfloat16_differs_by_its_rounding_alone(implementation):
     arrays = inputs(256, 2, segments=True, dtype=jnp.bfloat16)
-    assert_equal_the_reference(implementation, arrays, 4e-2, window=100, soft_cap=0.0)
+    assert_equal_the_reference(implementation, arrays, 4e-2, chunk=64, window=100, soft_cap=0.0)
 
 
 def test_gradients_of_keys_are_summed_over_chunks_in_float32(monkeypatch):
@@ -115,22 +113,26 @@ def test_a_core_runs_in_shard_map_scan_and_checkpoint(implementation):
     np.testing.assert_allclose(found, gradients(q, k, v, grad, documents, implementation="reference"), rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("window", [UNLIMITED, 1, 7, 40, 41])
+@pytest.mark.parametrize(("groups", "window"), [(1, UNLIMITED), (2, 1), (4, 7), (2, 7), (1, 39), (2, 40), (4, 41)])
 def test_the_reference_is_that_of_jax_and_cudnn_is_asked_for_the_same(groups, window):
     """The arguments are those cuDNN is called with, the implementation jax's own in plain XLA."""
     q, k, v, grad, _ = inputs(40, groups, segments=False)
     arguments = cudnn_arguments(40, window)
     assert arguments.pop("implementation") == "cudnn"
-    expected, pull = jax.vjp(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="xla", **arguments), q, k, v)
+
+    @jax.jit
+    def by_jax(q, k, v, grad):
+        out, pull = jax.vjp(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, implementation="xla", **arguments), q, k, v)
+        return out, *pull(grad)
+
     found = value_and_gradients(q, k, v, grad, None, implementation="reference", window=window, soft_cap=0.0)
-    for one, other in zip(found, (expected, *pull(grad)), strict=True):
+    for one, other in zip(found, by_jax(q, k, v, grad), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_documents_are_those_of_separate_rows():
     q, k, v, _, _ = inputs(12, 2, segments=False)
-    run = functools.partial(attend, window=UNLIMITED, soft_cap=0.0, implementation="reference")
+    run = jax.jit(functools.partial(attend, window=UNLIMITED, soft_cap=0.0, implementation="reference"))
     packed = run(q, k, v, jnp.array([[0] * 5 + [1] * 7] * 2))
     apart = [run(q[:, part], k[:, part], v[:, part], None) for part in (slice(0, 5), slice(5, 12))]
     np.testing.assert_allclose(packed, jnp.concatenate(apart, axis=1), rtol=1e-5, atol=1e-6)

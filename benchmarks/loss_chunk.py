@@ -1,0 +1,31 @@
+"""What train.loss_chunk costs and saves: the cross-entropy in chunks of tokens against all logits at once.
+
+    python benchmarks/loss_chunk.py
+    python benchmarks/loss_chunk.py --vocab 32768 --chunks 512 1024 2048
+"""
+
+import sys
+
+import steps
+
+
+def main():
+    parser = steps.flags(__doc__)
+    parser.add_argument("--vocab", type=int, default=16384, help="tokens of vocabulary")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[256, 512, 1024], help="tokens")
+    arguments = parser.parse_args()
+    shape = {"tokenizer.vocab_size": arguments.vocab, "model.scan_layers": True}
+    compiled = {chunk: steps.build(arguments.config, shape | {"train.loss_chunk": chunk}) for chunk in (0, *arguments.chunks)}
+    found = steps.paired_seconds(compiled, arguments.repeats)
+    print("chunk    temporaries    of whole   s a step   speed of whole   cores at work")
+    record = {}
+    for chunk, step in compiled.items():
+        seconds, share = found[chunk]
+        record[chunk] = {"mib": step.temp_mib, "seconds": seconds, "speed": found[0][0] / seconds}
+        print(f"{chunk or 'whole':<8} {step.temp_mib:>8,.0f} MiB {step.temp_mib / compiled[0].temp_mib:>11.2f} {seconds:>10.3f} "
+              f"{found[0][0] / seconds:>16.3f} {share:>15.2f}")  # fmt: skip
+    steps.finish({"what": "cross-entropy in chunks", "vocab": arguments.vocab, "chunks": record})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What the benchmarks of a train step share: building it from a config, its compiled memory, its time, the machine's facts."""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmtiny import config as config_lib
+from lmtiny.model import attend, size
+from lmtiny.parallel import mesh as mesh_lib
+from lmtiny.training.optimizer import make_optimizer
+from lmtiny.training.state import abstract_state, init_state
+from lmtiny.training.step import make_train_step
+
+MIB = 2**20
+BOS = 256
+
+
+@dataclasses.dataclass
+class Step:
+    """A compiled train step of `config` on `mesh`. temp_mib: MiB of temporaries on a device; state_mib: of its arguments."""
+
+    config: object
+    mesh: object
+    optimizer: object
+    run: object
+
+    @property
+    def temp_mib(self):
+        return self.run.memory_analysis().temp_size_in_bytes / MIB
+
+    @property
+    def state_mib(self):
+        return self.run.memory_analysis().argument_size_in_bytes / MIB
+
+    def start(self):
+        """Returns (a fresh state, a batch of random tokens)."""
+        shape = (self.config.train.batch_size, self.config.model.context_length + 1)
+        rows = np.random.default_rng(0).integers(0, 250, shape).astype(np.int32)
+        with jax.set_mesh(self.mesh):
+            return init_state(self.config, self.optimizer, self.mesh), mesh_lib.place_batch(self.mesh, rows, shape[0])
+
+
+def build(path, overrides, num_devices=1):
+    """Returns the Step of a config file with `overrides` (dotted knob -> value) on the first `num_devices` devices."""
+    config = config_lib.load(path, {name: str(value) for name, value in overrides.items()})
+    mesh = mesh_lib.make_mesh(config, jax.devices()[:num_devices])
+    config, _ = attend.resolved(config, mesh)
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer(config, size.abstract(config)[2])
+        state = abstract_state(config, optimizer, mesh)
+        shape = (config.train.batch_size, config.model.context_length + 1)
+        tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh))
+        return Step(config, mesh, optimizer, make_train_step(config, optimizer, mesh, BOS).lower(state, tokens).compile())
+
+
+def paired_seconds(steps, repeats):
+    """Returns {name: (median seconds of a step, share of the machine's cores that worked)} of named Steps, run in turns."""
+    running = {name: step.start() for name, step in steps.items()}
+    times, work = {name: [] for name in steps}, {name: [] for name in steps}
+    for turn in range(repeats + 1):
+        for name, step in steps.items():
+            state, tokens = running[name]
+            wall, cpu = time.perf_counter(), time.process_time()
+            state, _ = jax.block_until_ready(step.run(state, tokens))
+            if turn:  # the first warms up
+                times[name].append(time.perf_counter() - wall)
+                work[name].append(time.process_time() - cpu)
+            running[name] = state, tokens
+    return {name: (statistics.median(times[name]), sum(work[name]) / sum(times[name])) for name in steps}
+
+
+def machine():
+    """Returns what a figure was taken on."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
+    return {"device": jax.devices()[0].device_kind, "processor": model, "cores": os.cpu_count(), "jax": jax.__version__,
+            "python": platform.python_version()}  # fmt: skip
+
+
+def flags(doc):
+    """Returns a parser with the flags that all of them have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/tiny.py", help="the config file that is varied")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each")
+    parser.add_argument("--out", default="", help="write a plot, as PNG")
+    return parser
+
+
+def finish(record):
+    """Prints the one line of JSON that ends a benchmark."""
+    print(json.dumps(machine() | record))
