@@ -1,0 +1,101 @@
+"""Whether a train step fits into a device's memory, and what to lower if it does not."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from lmtiny import config as config_lib
+from lmtiny import console
+from lmtiny.errors import UserError
+from lmtiny.parallel.chips import GIB, Chip
+from lmtiny.planning.memory import memory
+from lmtiny.planning.shapes import Shape, sizes
+
+REFUSED_ABOVE, WARNED_ABOVE = 1.10, 0.95  # of the memory there is: the formula is not exact
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """Knobs to change, as the command line takes them, and the bytes the step then needs."""
+
+    overrides: dict[str, Any]
+    needed: float
+
+    @property
+    def text(self) -> str:
+        """The flags, as typed."""
+        return " ".join(f"--config.{name}={value}" for name, value in self.overrides.items())
+
+
+def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: Chip | None) -> None:
+    """Raises UserError for a train step that clearly needs more memory than the device has; warns where it may.
+
+    Args:
+      shape: mesh axis -> devices (`config.mesh_shape`).
+      chip: the device; None, or one whose memory is not known: nothing is refused.
+    """
+    if chip is None or not chip.memory:
+        return
+    needed = memory(config, shape, tiled=chip.links > 1).needed
+    if needed <= WARNED_ABOVE * chip.memory:
+        return
+    sizes_text = f"about {needed / GIB:.3g} GiB on each device, which has {chip.memory / GIB:.3g}"
+    if needed <= REFUSED_ABOVE * chip.memory:
+        console.warn(f"a train step needs {sizes_text}; it may not fit")
+        return
+    first = next(advice(config, shape, chip), None)
+    remedy = f"try {first.text} (about {first.needed / GIB:.3g} GiB)" if first else "take more devices, or a smaller model"
+    raise UserError(f"a train step needs {sizes_text}; {remedy}; python -m lmtiny.plan shows what takes the memory")
+
+
+def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Iterator[Advice]:
+    """Yields what would make the step fit: the cheapest knob alone, then together with the next, and so on."""
+    overrides: dict[str, Any] = {}
+    for change in _changes(config, shape):
+        for value in change[1]:
+            tried = overrides | {change[0]: value}
+            changed = _changed(config, tried)
+            try:
+                config_lib.check(changed)
+                new_shape = config_lib.mesh_shape(changed, math.prod(shape.values()))
+            except UserError:
+                continue
+            needed = memory(changed, new_shape, tiled=chip.links > 1).needed
+            if needed <= WARNED_ABOVE * chip.memory:
+                yield Advice(tried, needed)
+                break
+        else:
+            if change[1]:
+                overrides[change[0]] = change[1][-1]
+            continue
+        overrides[change[0]] = value
+
+
+def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str, list[Any]]]:
+    """Returns (knob, values to try), from what costs least time to what costs most."""
+    z, train = sizes(config, shape), config.train
+    tokens, chunk = z.b * z.T, train.loss_chunk or z.b * z.T
+    splits = shape["data"] * shape["fsdp"] * shape["expert"]
+    rows = train.batch_size // splits
+    accumulations = [a for a in range(train.accumulation + 1, rows + 1) if rows % a == 0]
+    changes: list[tuple[str, list[Any]]] = [
+        ("train.loss_chunk", [size for size in (8192, 4096, 2048, 1024) if size < min(chunk, tokens)]),
+        ("model.remat", ["block"] if config.model.remat != "block" else []),
+        ("train.accumulation", accumulations),
+        ("parallel.fsdp", [shape["fsdp"] * more for more in range(2, shape["data"] + 1) if shape["data"] % more == 0]),
+        ("train.batch_size", [splits] if train.batch_size > splits and rows > max([1, *accumulations]) else []),
+    ]
+    return [change for change in changes if change[1]]
+
+
+def _changed(config: ml_collections.ConfigDict, overrides: dict[str, Any]) -> ml_collections.ConfigDict:
+    changed = copy.deepcopy(config)
+    for name, value in overrides.items():
+        config_lib.set_knob(changed, name, value)
+    if "parallel.fsdp" in overrides:
+        changed.parallel.data = 0
+    return changed

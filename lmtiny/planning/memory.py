@@ -1,0 +1,126 @@
+"""What a train step keeps in one device's memory, by formula, in a fraction of a second and without compiling.
+
+Exact, up to the padding of tiles: the state (weights, optimizer), the batch, what the backward pass keeps of the forward
+pass (jax says it: `shapes.saved_leaves`).  Estimated: gradients, gathered weights, logits, and the block that is at work;
+how XLA overlaps them is its own affair.  docs/planning.md compares with the TPU compiler.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import ml_collections
+
+from lmtiny.planning.shapes import Shape, Sizes, parameters, saved_leaves, sizes, state_leaves
+
+FLOAT32 = 4
+AT_ONCE = 0.45  # of what a block keeps for its own backward pass, how much XLA has in memory at one time
+FRAGMENTS = 0.2  # of the temporaries: how much more XLA takes, since they do not fit together without gaps
+LANES, SUBLANES = 128, 8  # a TPU lays the two innermost dimensions out in tiles of 8 x 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of one device. parts: name -> bytes, in the order of their names below; `needed` is their sum."""
+
+    parts: Mapping[str, float]
+
+    @property
+    def arguments(self) -> float:
+        """What lies there between steps: weights, optimizer state, batch."""
+        return sum(self.parts[name] for name in ("weights", "optimizer state", "batch"))
+
+    @property
+    def temporaries(self) -> float:
+        """What a step needs beside that."""
+        return self.needed - self.arguments
+
+    @property
+    def needed(self) -> float:
+        """Bytes a step needs at its fullest moment."""
+        return sum(self.parts.values())
+
+
+def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = True) -> Memory:
+    """Returns what a train step keeps in a device's memory on a mesh of this shape; `tiled`: with a TPU's padding."""
+    z = sizes(config, shape)
+    size_of = tiled_bytes if tiled else plain_bytes
+    state = {name: sum(size_of(*leaf) for leaf in leaves) for name, leaves in state_leaves(config, shape).items()}
+    saved = sum(size_of(*leaf) for leaf in saved_leaves(config, shape))
+    rows = z.b * z.A * (config.model.context_length + 1)
+    arguments = {"weights": state["weights"], "optimizer state": state["optimizer"], "batch": rows * FLOAT32}
+    logits, block = _logits(config, z), _block_at_work(config, shape, z, size_of)
+    if 0 < config.train.loss_chunk < z.b * z.T:  # logits of a chunk are gone before the backward pass comes to the blocks
+        logits, block = (logits, 0.0) if logits > block else (0.0, block)
+    temporaries = {
+        "gradients": _gradients(config, shape, z),
+        "gathered weights": _gathered(config, shape, z),
+        "saved activations": saved,
+        "logits": logits,
+        "block at work": block,
+    }
+    return Memory({**arguments, **temporaries, "gaps": FRAGMENTS * sum(temporaries.values())})
+
+
+def cache_bytes(config: ml_collections.ConfigDict, num_rows: int = 1, num_slots: int = 0) -> int:
+    """Returns the bytes of the keys and values a chat keeps; `num_slots` 0: the whole context."""
+    c = config.model
+    one = sizes(config, dict.fromkeys(("pipeline", "data", "fsdp", "expert", "context", "tensor"), 1))
+    return 2 * c.num_layers * num_rows * (num_slots or c.context_length) * one.K * one.N * one.c
+
+
+def tiled_bytes(shape: tuple[int, ...], itemsize: int) -> int:
+    """Returns the bytes of an array on a TPU, whose compiler chooses the two dimensions that waste least as the tiled ones."""
+    if len(shape) < 2:
+        return plain_bytes(shape, itemsize)
+    best = math.inf
+    for lanes in range(len(shape)):
+        for rows in range(len(shape)):
+            if rows != lanes:
+                padded = -(-shape[lanes] // LANES) * LANES * _sublanes(shape[rows])
+                best = min(best, math.prod(shape) // (shape[lanes] * shape[rows]) * padded)
+    return int(best) * itemsize
+
+
+def _sublanes(count: int) -> int:
+    """Returns how many rows a tiled dimension takes: few rows have tiles of 1, 2 or 4."""
+    small = next((size for size in (1, 2, 4) if count <= size), 0)
+    return small or -(-count // SUBLANES) * SUBLANES
+
+
+def plain_bytes(shape: tuple[int, ...], itemsize: int) -> int:
+    """Returns the bytes of an array without padding."""
+    return math.prod(shape) * itemsize
+
+
+def _gradients(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> float:
+    """Float32, as the weights lie; with several microbatches their sum beside the newest."""
+    params = parameters(config, shape)
+    whole = config.parallel.zero == 1
+    return sum(one.whole if whole else one.local for one in params) * FLOAT32 * (2.0 if z.A > 1 else 1.0)
+
+
+def _gathered(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> float:
+    """Embedding and head whole over fsdp in the compute type, two layers' weights, and a float32 gradient of the head."""
+    params = parameters(config, shape)
+    tables = [one.whole for one in params if not one.in_blocks]
+    layer = sum(one.whole for one in params if one.in_blocks) / z.L
+    return (sum(tables) + 2 * layer) * z.c + max(tables, default=0) * FLOAT32
+
+
+def _logits(config: ml_collections.ConfigDict, z: Sizes) -> float:
+    """The logits of a chunk, or of all tokens, in float32; their gradient is fused into what reads it."""
+    tokens, chunk = z.b * z.T, config.train.loss_chunk
+    return float((min(tokens, chunk) if chunk else tokens) * z.V * FLOAT32)
+
+
+def _block_at_work(config: ml_collections.ConfigDict, shape: Shape, z: Sizes, size_of: object) -> float:
+    """What the backward pass of one block makes again and holds, as far as it is not saved for all blocks."""
+    import copy
+
+    assert callable(size_of)
+    if config.model.remat == "none":
+        return 0.0
+    alone = copy.deepcopy(config)
+    alone.model.remat, alone.model.num_layers, alone.model.scan_layers = "none", shape["pipeline"], True
+    return AT_ONCE * sum(size_of(*leaf) for leaf in saved_leaves(alone, shape))

@@ -1,0 +1,159 @@
+"""Compiles the train step for a TPU slice that is not there: libtpu's own compiler says whether it fits and what it sends.
+
+Needs the extra `tpu` (`pip install -e ".[tpu]"`), no TPU.  `prepare` must run before jax is imported.
+"""
+
+import dataclasses
+import importlib.util
+import os
+import re
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from lmtiny.errors import UserError
+from lmtiny.planning import hlo
+from lmtiny.planning.slices import Slice
+
+if TYPE_CHECKING:
+    import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a train step; bytes are those of one device.
+
+    fits: whether it compiled.  needed, available: bytes, of a step that does not fit (as far as the message says; temporaries
+    alone where `needs_only_temporaries`).  peak: arguments and temporaries at the fullest moment.  code: the program itself.
+    collectives: what is sent in a step.
+    """
+
+    slice: str
+    fits: bool
+    seconds: float
+    arguments: int = 0
+    outputs: int = 0
+    aliased: int = 0
+    temporaries: int = 0
+    peak: int = 0
+    code: int = 0
+    needed: float = 0.0
+    available: float = 0.0
+    flops: float = 0.0
+    collectives: tuple[hlo.Collective, ...] = ()
+    problem: str = ""
+
+    @property
+    def total(self) -> float:
+        """Bytes of a device the step needs: what must be free for it."""
+        return float(self.arguments + self.outputs - self.aliased + self.temporaries) if self.fits else self.needed + self.arguments
+
+
+def prepare(target: Slice) -> None:
+    """Sets the environment in which libtpu compiles without a TPU.
+
+    Raises:
+      UserError: libtpu is not installed.
+    """
+    if "jax" in sys.modules:
+        raise RuntimeError("jax is imported already, so the environment of the TPU compiler comes too late")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError('compiling for TPU needs libtpu (no TPU): pip install -e ".[tpu]"')
+    os.environ.update(
+        JAX_PLATFORMS="cpu",  # nothing runs; without this jax would look for a TPU
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_ACCELERATOR_TYPE=target.accelerator_type,
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # no chip is taken, so several compilers may work side by side
+        TPU_MIN_LOG_LEVEL="3",
+        TPU_STDERR_LOG_LEVEL="3",
+        TF_CPP_MIN_LOG_LEVEL="3",
+    )
+
+
+def devices(target: Slice) -> list[Any]:
+    """Returns the slice's devices, on which a mesh can be built but nothing can run."""
+    from jax.experimental import topologies
+
+    return list(topologies.get_topology_desc(**target.topology).devices)
+
+
+def compile_train_step(config: "ml_collections.ConfigDict", target: Slice, options: dict[str, str] | None = None) -> tuple[Compiled, Any]:
+    """Returns (what the compiler says of the config's train step on the slice, jax's compiled object or None).
+
+    Args:
+      options: compiler options of XLA, such as {"xla_tpu_enable_latency_hiding_scheduler": "true"}.
+
+    Raises:
+      UserError: the config's mesh is not the slice.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from lmtiny.model import attend, size
+    from lmtiny.parallel import mesh as mesh_lib
+    from lmtiny.training.optimizer import make_optimizer
+    from lmtiny.training.state import abstract_state
+    from lmtiny.training.step import make_train_step
+
+    mesh = mesh_lib.make_mesh(config, devices(target))
+    computed, _ = attend.resolved(config, mesh)
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer(config, size.abstract(config)[2])
+        state = abstract_state(config, optimizer, mesh)
+        shape = (config.train.batch_size, config.model.context_length + 1)
+        tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh))
+        step: Any = make_train_step(computed, optimizer, mesh, bos_id=0)
+        lowered = step.lower(state, tokens)
+        started = time.monotonic()
+        try:
+            compiled = lowered.compile(compiler_options=options or None)
+        except jax.errors.JaxRuntimeError as error:
+            seconds = time.monotonic() - started
+            arguments = argument_bytes(state, tokens)
+            return _too_large(target, str(error), seconds, arguments), None
+    seconds = time.monotonic() - started
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return (
+        Compiled(
+            target.name, True, seconds,
+            arguments=memory.argument_size_in_bytes, outputs=memory.output_size_in_bytes, aliased=memory.alias_size_in_bytes,
+            temporaries=memory.temp_size_in_bytes, peak=memory.peak_memory_in_bytes, code=memory.generated_code_size_in_bytes,
+            flops=float(cost.get("flops", 0.0)), collectives=tuple(hlo.collectives(compiled.as_text())),
+        ),
+        compiled,
+    )  # fmt: skip
+
+
+def argument_bytes(*trees: Any) -> int:
+    """Returns the bytes of one device's part of the arrays (ShapeDtypeStructs with shardings), without padding."""
+    import math
+
+    import jax
+
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _too_large(target: Slice, message: str, seconds: float, arguments: int) -> Compiled:
+    """Returns what a RESOURCE_EXHAUSTED message says; raises RuntimeError for any other failure."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        raise RuntimeError(f"the TPU compiler failed: {message[:2000]}")
+    needed, available = sizes_in(message)
+    return Compiled(target.name, False, seconds, arguments=arguments, needed=needed, available=available,
+                    problem=" ".join(message.split())[:300])  # fmt: skip
+
+
+def sizes_in(message: str) -> tuple[float, float]:
+    """Returns (bytes needed, bytes available) of a message of XLA's that memory is exhausted; 0.0 for what it does not say."""
+    # "... required for HLO temporaries (27.94G) exceeds available HBM (15.75G)" or "Used 20.12G of 15.75G hbm. Exceeded ..."
+    match = re.search(r"\(([\d.]+)([KMGT]?)B?\) exceeds available \w+ \(([\d.]+)([KMGT]?)B?\)", message) or re.search(
+        r"[Uu]sed ([\d.]+)([KMGT]?)B? of ([\d.]+)([KMGT]?)B? hbm", message
+    )
+    if match is None:
+        return 0.0, 0.0
+    needed, unit, available, other = match.groups()
+    return float(needed) * _UNITS[unit], float(available) * _UNITS[other]
+
