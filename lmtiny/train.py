@@ -43,6 +43,7 @@ def main() -> int:
     from lmtiny.data import prepare
     from lmtiny.model import attend
     from lmtiny.parallel import mesh as mesh_lib
+    from lmtiny.planning import fit
     from lmtiny.training import reporter, run_folder
 
     mesh_lib.start_processes()
@@ -52,7 +53,8 @@ def main() -> int:
     if args.resume:
         config, args.workdir, step = run_folder.config_of_checkpoint(args.resume, args.overrides)
     run_folder.refuse_unusable(args.workdir)  # what cannot work is refused before hours of preparing
-    attend.resolved(config, mesh_lib.make_mesh(config))
+    mesh = mesh_lib.make_mesh(config)
+    fit.refuse_if_too_large(attend.resolved(config, mesh)[0], mesh.shape, mesh_lib.chip_here())
     data = prepare(config, rebuild=args.rebuild)
     config.tokenizer.vocab_size = data.tokenizer.vocab_size
     mesh = mesh_lib.make_mesh(config)

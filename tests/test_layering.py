@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-ROOMS = ("tasks", "interop", "sampling", "training", "model", "data", "corpus", "tokenizer")  # top to bottom
+ROOMS = ("planning", "tasks", "interop", "sampling", "training", "model", "data", "corpus", "tokenizer")  # top to bottom
 GROUND = ("run_log", "parallel", "command_line", "console", "files", "config", "knobs", "errors")  # uses no room, and only ground below it
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__"}

@@ -1,5 +1,6 @@
 """Devices: the mesh of a run, the processes it spans, and moving batches onto it."""
 
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -13,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 
 from lmtiny import config as config_lib
 from lmtiny.errors import UserError
-from lmtiny.parallel import axes
+from lmtiny.parallel import axes, chips
 
 
 def start_processes() -> None:
@@ -82,15 +83,17 @@ def place_batch(mesh: Mesh, rows: np.ndarray, batch_size: int) -> jax.Array:
 
 def peak_flops() -> float:
     """Returns the published dense bfloat16 peak of one device in FLOP/s, or 0.0 where it is not known (CPU)."""
-    kind = jax.devices()[0].device_kind.lower()
-    return next((peak for name, peak in _PEAKS if name in kind), 0.0)
+    chip = chips.by_kind(jax.devices()[0].device_kind)
+    return chip.peak_flops if chip else 0.0
 
 
-# Published dense bfloat16 peaks per chip: cloud.google.com/tpu/docs, NVIDIA data sheets. Longer names first.
-_PEAKS = (
-    ("tpu v6 lite", 918e12), ("tpu v5 lite", 197e12), ("tpu v5", 459e12), ("tpu v4", 275e12),
-    ("h200", 989e12), ("h100 pcie", 756e12), ("h100", 989e12), ("a100", 312e12), ("l4", 121e12), ("rtx 4090", 165e12),
-)  # fmt: skip
+def chip_here() -> chips.Chip | None:
+    """Returns this run's kind of device with the memory that a program may use of it; None for one that is not known."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return chips.cpu(jax.local_device_count())
+    chip, statistics = chips.by_kind(device.device_kind), device.memory_stats() or {}
+    return dataclasses.replace(chip, memory=statistics.get("bytes_limit", chip.memory)) if chip else None
 
 
 def use_compile_cache() -> None:

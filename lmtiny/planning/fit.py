@@ -43,12 +43,12 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
     needed = memory(config, shape, tiled=chip.links > 1).needed
     if needed <= WARNED_ABOVE * chip.memory:
         return
-    sizes_text = f"about {needed / GIB:.3g} GiB on each device, which has {chip.memory / GIB:.3g}"
+    sizes_text = f"about {needed / GIB:,.1f} GiB on each device, which has {chip.memory / GIB:,.1f}"
     if needed <= REFUSED_ABOVE * chip.memory:
         console.warn(f"a train step needs {sizes_text}; it may not fit")
         return
     first = next(advice(config, shape, chip), None)
-    remedy = f"try {first.text} (about {first.needed / GIB:.3g} GiB)" if first else "take more devices, or a smaller model"
+    remedy = f"try {first.text} (about {first.needed / GIB:,.1f} GiB)" if first else "take more devices, or a smaller model"
     raise UserError(f"a train step needs {sizes_text}; {remedy}; python -m lmtiny.plan shows what takes the memory")
 
 

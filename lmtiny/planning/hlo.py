@@ -1,9 +1,9 @@
 """What a compiled program sends between devices, read from its HLO text (`compiled.as_text()`), of CPU, GPU and TPU.
 
 The text is a list of computations; loops, calls, fusions and conditionals name the computations they run.  A collective
-counts as often as the loops around it turn.  TPU has three ways of its own, all understood here: an all-gather spread over
-several fusions, an all-reduce and slice fused to what is a reduce-scatter, and loops without a
-trip count written down, where it follows from the loop's condition.
+counts as often as the loops around it turn.  TPU has four ways of its own, all understood here: an all-gather spread over
+several fusions, an all-reduce and slice fused to what is a reduce-scatter, loops without a trip count written down, where
+it follows from the loop's condition, and sums over several slices, which are sent from host to host.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import functools
 import math
 import re
 
+SEND = "send"  # to another slice, over the network (TPU)
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all", "ragged-all-to-all", "collective-broadcast")
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # the others carry their number
@@ -45,6 +46,7 @@ class Collective:
             "reduce-scatter": share * self.operand_bytes,
             "all-reduce": 2 * share * self.operand_bytes,
             "collective-permute": float(self.operand_bytes) if g > 1 else 0.0,
+            SEND: float(self.operand_bytes),
             "collective-broadcast": share * self.operand_bytes,
         }.get(self.kind, share * self.operand_bytes)
         return once * self.times
@@ -106,6 +108,8 @@ class _Program:
             opcode, attributes = instruction.opcode, instruction.attributes
             if opcode.removesuffix("-start") in KINDS:
                 found.append(self._collective(computation, instruction, times, counted))
+            elif opcode == "send" and "megascale" in attributes:
+                found.append(dataclasses.replace(self._collective(computation, instruction, times, counted), kind=SEND, group_size=2))
             elif opcode == "while":
                 trips = self._trip_count(computation, instruction)
                 found += self.walk(_called(attributes, "body")[0], times * (1 if trips is None else trips), counted and trips is not None)

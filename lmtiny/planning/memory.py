@@ -5,23 +5,24 @@ pass (jax says it: `shapes.saved_leaves`).  Estimated: gradients, gathered weigh
 how XLA overlaps them is its own affair.  docs/planning.md compares with the TPU compiler.
 """
 
+import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ml_collections
 
-from lmtiny.planning.shapes import Shape, Sizes, parameters, saved_leaves, sizes, state_leaves
+from lmtiny.planning.shapes import Parameter, Shape, Sizes, parameters, saved_leaves, sizes, state_leaves
 
 FLOAT32 = 4
 AT_ONCE = 0.45  # of what a block keeps for its own backward pass, how much XLA has in memory at one time
-FRAGMENTS = 0.2  # of the temporaries: how much more XLA takes, since they do not fit together without gaps
+MOVED_OUT = 0.5  # of the tables' gradients: how much XLA adds up whole over microbatches, to scatter it once a step
 LANES, SUBLANES = 128, 8  # a TPU lays the two innermost dimensions out in tiles of 8 x 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. parts: name -> bytes, in the order of their names below; `needed` is their sum."""
+    """Bytes of one device. parts: what takes memory at the fullest moment of a step -> bytes; `needed` is their sum."""
 
     parts: Mapping[str, float]
 
@@ -48,18 +49,27 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
     state = {name: sum(size_of(*leaf) for leaf in leaves) for name, leaves in state_leaves(config, shape).items()}
     saved = sum(size_of(*leaf) for leaf in saved_leaves(config, shape))
     rows = z.b * z.A * (config.model.context_length + 1)
-    arguments = {"weights": state["weights"], "optimizer state": state["optimizer"], "batch": rows * FLOAT32}
-    logits, block = _logits(config, z), _block_at_work(config, shape, z, size_of)
-    if 0 < config.train.loss_chunk < z.b * z.T:  # logits of a chunk are gone before the backward pass comes to the blocks
-        logits, block = (logits, 0.0) if logits > block else (0.0, block)
-    temporaries = {
-        "gradients": _gradients(config, shape, z),
-        "gathered weights": _gathered(config, shape, z),
-        "saved activations": saved,
-        "logits": logits,
-        "block at work": block,
-    }
-    return Memory({**arguments, **temporaries, "gaps": FRAGMENTS * sum(temporaries.values())})
+    params = parameters(config, shape)
+    tables = [one for one in params if not one.in_blocks]
+    head = max(tables, key=lambda one: one.whole)
+    layer = sum(one.whole for one in params if one.in_blocks) / z.L
+    logits = {"logits": _logits(config, z), "head and its gradient": head.whole * (z.c + FLOAT32)}
+    block = {"block at work": _block_at_work(config, shape, size_of), "weights of two layers": 2 * layer * (z.c + FLOAT32)}
+    # The head is at work before the backward pass comes to the blocks; but all logits at once stay until the end of it.
+    chunked = 0 < config.train.loss_chunk < z.b * z.T
+    stays = {} if chunked else {"logits": logits["logits"]}
+    at_work = logits if sum(logits.values()) > sum((stays | block).values()) else stays | block
+    return Memory(
+        {
+            "weights": state["weights"],
+            "optimizer state": state["optimizer"],
+            "batch": rows * FLOAT32,
+            "gradients": _gradients(config, params, z),
+            "gradients not yet scattered": MOVED_OUT * sum(one.whole - one.local for one in tables) * FLOAT32 if z.A > 1 else 0.0,
+            "saved activations": saved,
+            **at_work,
+        }
+    )
 
 
 def cache_bytes(config: ml_collections.ConfigDict, num_rows: int = 1, num_slots: int = 0) -> int:
@@ -93,19 +103,10 @@ def plain_bytes(shape: tuple[int, ...], itemsize: int) -> int:
     return math.prod(shape) * itemsize
 
 
-def _gradients(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> float:
+def _gradients(config: ml_collections.ConfigDict, params: list[Parameter], z: Sizes) -> float:
     """Float32, as the weights lie; with several microbatches their sum beside the newest."""
-    params = parameters(config, shape)
     whole = config.parallel.zero == 1
     return sum(one.whole if whole else one.local for one in params) * FLOAT32 * (2.0 if z.A > 1 else 1.0)
-
-
-def _gathered(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> float:
-    """Embedding and head whole over fsdp in the compute type, two layers' weights, and a float32 gradient of the head."""
-    params = parameters(config, shape)
-    tables = [one.whole for one in params if not one.in_blocks]
-    layer = sum(one.whole for one in params if one.in_blocks) / z.L
-    return (sum(tables) + 2 * layer) * z.c + max(tables, default=0) * FLOAT32
 
 
 def _logits(config: ml_collections.ConfigDict, z: Sizes) -> float:
@@ -114,11 +115,8 @@ def _logits(config: ml_collections.ConfigDict, z: Sizes) -> float:
     return float((min(tokens, chunk) if chunk else tokens) * z.V * FLOAT32)
 
 
-def _block_at_work(config: ml_collections.ConfigDict, shape: Shape, z: Sizes, size_of: object) -> float:
+def _block_at_work(config: ml_collections.ConfigDict, shape: Shape, size_of: Callable[[tuple[int, ...], int], int]) -> float:
     """What the backward pass of one block makes again and holds, as far as it is not saved for all blocks."""
-    import copy
-
-    assert callable(size_of)
     if config.model.remat == "none":
         return 0.0
     alone = copy.deepcopy(config)

@@ -5,6 +5,7 @@ Needs the extra `tpu` (`pip install -e ".[tpu]"`), no TPU.  `prepare` must run b
 
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 class Compiled:
     """What the compiler says of a train step; bytes are those of one device.
 
-    fits: whether it compiled.  needed, available: bytes, of a step that does not fit (as far as the message says; temporaries
-    alone where `needs_only_temporaries`).  peak: arguments and temporaries at the fullest moment.  code: the program itself.
-    collectives: what is sent in a step.
+    fits: whether it compiled.  temporaries: what XLA sets aside for them, gaps included.  peak: arguments and temporaries at
+    the fullest moment, which is what must fit.  code: the program itself.  missing_for, available: bytes of temporaries a step
+    that does not fit would take, and of memory, as far as the message says.  collectives: what is sent in a step.
     """
 
     slice: str
@@ -37,16 +38,16 @@ class Compiled:
     temporaries: int = 0
     peak: int = 0
     code: int = 0
-    needed: float = 0.0
+    missing_for: float = 0.0
     available: float = 0.0
     flops: float = 0.0
     collectives: tuple[hlo.Collective, ...] = ()
     problem: str = ""
 
     @property
-    def total(self) -> float:
-        """Bytes of a device the step needs: what must be free for it."""
-        return float(self.arguments + self.outputs - self.aliased + self.temporaries) if self.fits else self.needed + self.arguments
+    def needed(self) -> float:
+        """Bytes of a device that the step needs at its fullest moment."""
+        return float(self.peak) if self.fits else self.missing_for + self.arguments
 
 
 def prepare(target: Slice) -> None:
@@ -127,8 +128,6 @@ def compile_train_step(config: "ml_collections.ConfigDict", target: Slice, optio
 
 def argument_bytes(*trees: Any) -> int:
     """Returns the bytes of one device's part of the arrays (ShapeDtypeStructs with shardings), without padding."""
-    import math
-
     import jax
 
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
@@ -141,8 +140,8 @@ def _too_large(target: Slice, message: str, seconds: float, arguments: int) -> C
     """Returns what a RESOURCE_EXHAUSTED message says; raises RuntimeError for any other failure."""
     if "RESOURCE_EXHAUSTED" not in message:
         raise RuntimeError(f"the TPU compiler failed: {message[:2000]}")
-    needed, available = sizes_in(message)
-    return Compiled(target.name, False, seconds, arguments=arguments, needed=needed, available=available,
+    temporaries, available = sizes_in(message)
+    return Compiled(target.name, False, seconds, arguments=arguments, missing_for=temporaries, available=available,
                     problem=" ".join(message.split())[:300])  # fmt: skip
 
 

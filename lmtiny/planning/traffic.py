@@ -39,6 +39,7 @@ def traffic(config: ml_collections.ConfigDict, shape: Shape, *, regathers: bool 
         *_gradients(config, shape, params),
         *_sequence(config, shape, z),
         *_vocabulary(config, shape, z),
+        *_experts(config, shape, z),
         *_ring(config, shape, z),
         *_stages(shape, z),
         *_muon(config, shape, params),
@@ -70,6 +71,7 @@ def _weights(
     fsdp = shape["fsdp"]
     split = [one for one in params if "fsdp" in one.split]
     blocks = sum(one.whole for one in split if one.in_blocks)
+    read = sum(one.whole * (FLOAT32 if "router" in one.path else z.c) for one in split if one.in_blocks)
     tables = sum(one.whole for one in split if not one.in_blocks)
     if config.model.tied_embeddings and not tied_once:
         tables += sum(one.whole for one in split if one.part == "embedding")
@@ -79,8 +81,8 @@ def _weights(
         return [Line("new weights, gathered", "all-gather", ("fsdp",), _share(fsdp) * sum(one.whole for one in split) * FLOAT32)]
     return [
         # A pipeline's stage gathers, and sums gradients, at every tick; what it gathers again is the same at all ticks, which jax sees.
-        Line("weights of blocks, forward", "all-gather", ("fsdp",), blocks * z.c * once * z.ticks),
-        Line("weights of blocks, backward", "all-gather", ("fsdp",), blocks * z.c * once * regathers),
+        Line("weights of blocks, forward", "all-gather", ("fsdp",), read * once * z.ticks),
+        Line("weights of blocks, backward", "all-gather", ("fsdp",), read * once * regathers),
         Line("weights of embedding and head", "all-gather", ("fsdp",), tables * z.c * once),
         Line("gradients of blocks", "reduce-scatter", ("fsdp",), blocks * FLOAT32 * once * z.ticks),
         Line("gradients of embedding and head", "reduce-scatter", ("fsdp",), tables * FLOAT32 * once),
@@ -116,6 +118,35 @@ def _sequence(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list
         Line("activations of blocks, recomputed: summed", "reduce-scatter", ("tensor",), max(again - 2, 0) * whole),
         Line("activations of blocks, backward: gathered", "all-gather", ("tensor",), 2 * whole),
         Line("activations of blocks, backward: summed", "reduce-scatter", ("tensor",), 2 * whole),
+    ]
+
+
+def _experts(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list[Line]:
+    """Tokens to the devices of their experts and back (`model.experts`)."""
+    c, devices, tensor = config.model, shape["expert"], shape["tensor"]
+    if not c.num_experts:
+        return []
+    passes, remat = z.A * z.L * z.ticks / z.M, c.remat != "none"
+    tokens = z.b * z.T * passes
+    gates, choices = c.experts_per_token * FLOAT32, c.experts_per_token * 4
+    lines = [
+        Line("gates and choices", "all-gather", ("tensor",), tokens * (gates + choices) * (1 + remat) * _share(tensor)),
+        Line("gates, backward", "reduce-scatter", ("tensor",), tokens * gates * _share(tensor)),
+    ]
+    if c.expert_capacity:
+        capacity = min(c.context_length, math.ceil(c.expert_capacity * c.experts_per_token * c.context_length / c.num_experts))
+        slots = c.num_experts * z.b * capacity * z.D * z.c * passes
+        swaps = 2 * (2 + remat)  # there and back, forward, backward and recomputed
+        return [*lines, Line("tokens to experts and back", "all-to-all", ("expert",), swaps * slots * _share(devices))]
+    x, over = tokens * devices * z.D * z.c * _share(devices), ("expert",)
+    numbers = tokens * devices * _share(devices)
+    return [
+        *lines,
+        Line("tokens to all experts, forward", "all-gather", over, x + numbers * (gates + choices)),
+        Line("tokens to all experts, recomputed", "all-gather", over, (x + numbers * (gates + choices)) * remat),
+        Line("what experts made, summed", "reduce-scatter", over, x),
+        Line("tokens to all experts, backward", "reduce-scatter", over, x + numbers * gates),
+        Line("what experts made, backward", "all-gather", over, x),
     ]
 
 

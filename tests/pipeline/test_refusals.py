@@ -14,6 +14,8 @@ import pytest
         (["--confg", "x"], "did you mean --config?"),
         (["--config.train.num_steps=many"], "'many' is not a whole number"),
         (["--config.model.num_heads=5"], "model.width = 32 is not divisible by model.num_heads = 5"),
+        (["--config.train.batch_size=8388608"], "which has"),
+        (["--config.model.attention=cudnn"], "does not run on cpu"),
         (["--config.parallel.tensor=3"], "data 1 x tensor 3 makes 3 devices, but there is 1"),
         (["--config.data.row_length=16"], "longer than the rows"),
         (["--config.corpus.path=/nowhere/at/all"], "/nowhere/at/all"),

@@ -1,0 +1,139 @@
+"""Compiles every config for TPU slices and writes the table of docs/planning.md: what fits, how much it needs, what it sends.
+
+    python benchmarks/tpu_table.py --out tpu_table.jsonl                    all of it; started again, it goes on
+    python benchmarks/tpu_table.py --out tpu_table.jsonl --only d12,gpt2_124m --slices v5e-8
+    python benchmarks/tpu_table.py --out tpu_table.jsonl --table            the tables of what is there
+
+No TPU is needed, but its compiler is: pip install -e ".[tpu]". Each compilation is a process of its own.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+SLICES = ("v5e-8", "v5e-16", "v5e-256", "v6e-8", "v5p-16")
+WEAK = ("d12", ("v5e-8", "v5e-16", "v5e-32", "v5e-64", "v5e-128", "v5e-256"), 16)  # rows a chip
+TWO_SLICES = (("d12", "v5e-16*2"), ("qwen2_5_7b", "v5e-256*2"))
+GIB = 2**30
+
+
+def jobs(only, slices):
+    """Yields (table, config, slice, overrides)."""
+    for config in sorted(file.stem for file in (ROOT / "configs").glob("[!_]*.py")):
+        if not only or config in only:
+            yield from (("configs", config, name, {}) for name in slices)
+    config, names, rows = WEAK
+    if not only or config in only:
+        for name in names:
+            chips = int(name.split("-")[1])
+            yield "weak scaling", config, name, {"train.batch_size": rows * chips, "train.accumulation": 2}
+    for config, name in TWO_SLICES:
+        if not only or config in only:
+            yield "two slices", config, name, {}
+
+
+def key(table, config, name, overrides):
+    return json.dumps([table, config, name, overrides])
+
+
+def batch_for(config, name):
+    """Returns overrides that spread the config's batch over the slice: few rows a chip at a time, the batch itself kept."""
+    sys.path.insert(0, str(ROOT))
+    from lmtiny import config as config_lib
+    from lmtiny.planning import slices
+
+    loaded, chips = config_lib.load(str(ROOT / "configs" / f"{config}.py")), slices.parse(name).num_chips
+    rows = loaded.train.batch_size
+    if rows % chips:
+        return {"train.batch_size": -(-rows // chips) * chips, "train.accumulation": 1}
+    return {}
+
+
+def run(config, name, overrides, limit):
+    """Returns the report of one compilation, or {"error": line}."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = pathlib.Path(folder) / "plan.json"
+        flags = [f"--config.{knob}={value}" for knob, value in overrides.items()]
+        command = [sys.executable, "-m", "lmtiny.plan", "--config", str(ROOT / "configs" / f"{config}.py"), "--compile", name,
+                   "--json", str(report), *flags]  # fmt: skip
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
+        except subprocess.TimeoutExpired:
+            return {"error": f"not compiled within {limit} s"}
+        if not report.is_file():
+            return {"error": (done.stderr.strip().splitlines() or ["no report"])[-1]}
+        full = json.loads(report.read_text(encoding="utf-8"))
+    compiled = full["compiled"]
+    by_compiler = sum(sent_bytes(one) for one in compiled.pop("collectives"))
+    sent = {"compiler": by_compiler, "formula": sum(one["sent_bytes"] for one in full["traffic"])}
+    return {"mesh": full["mesh"], "compiled": compiled, "formula": full["memory"], "sent": sent, "roofline": full["roofline"],
+            "advice": full.get("advice", [])[:1]}  # fmt: skip
+
+
+def sent_bytes(collective):
+    from lmtiny.planning.hlo import Collective
+
+    collective["groups"] = ()
+    return Collective(**collective).sent_bytes
+
+
+def needed(report):
+    """Returns the bytes that the compiler says a step needs."""
+    one = report["compiled"]
+    return one["peak"] if one["fits"] else one["arguments"] + one["missing_for"]
+
+
+def row(record):
+    report = record["report"]
+    changes = "".join(f", {knob.split('.')[1]} {value}" for knob, value in record["overrides"].items())
+    start = [record["config"], record["slice"] + changes]
+    if "error" in report:
+        return [*start, report["error"].removeprefix("lmtiny: error: "), *[""] * 7]
+    mesh = " x ".join(f"{axis} {count}" for axis, count in report["mesh"].items() if count > 1)
+    real, formula, sent = needed(report), report["formula"]["needed"], report["sent"]
+    fits = report["compiled"]["fits"]
+    return [*start, mesh, "yes" if fits else "no", f"{real / GIB:.2f}", f"{formula / GIB:.2f}", f"{formula / real:.2f}",
+            f"{sent['compiler'] / 1e9:.2f}" if fits else "", f"{sent['formula'] / 1e9:.2f}",
+            f"{report['compiled']['seconds']:.0f}"]  # fmt: skip
+
+
+def table(records):
+    head = ["config", "slice", "mesh", "fits", "compiler GiB", "formula GiB", "ratio", "sent GB, compiler", "sent GB, formula", "compile s"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row(record)) + " |" for record in records])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON lines, one a compilation")
+    parser.add_argument("--only", default="", help="these configs, separated by commas")
+    parser.add_argument("--slices", default=",".join(SLICES), help="these slices, separated by commas")
+    parser.add_argument("--limit", type=int, default=3600, help="seconds for one compilation")
+    parser.add_argument("--table", action="store_true", help="compile nothing, print the tables")
+    args = parser.parse_args()
+    records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    done = {record["key"] for record in records}
+    wanted = jobs(set(filter(None, args.only.split(","))), args.slices.split(","))
+    todo = [] if args.table else [job for job in wanted if key(*job) not in done]
+    for number, job in enumerate(todo, 1):
+        name, config, target, overrides = job
+        started = time.monotonic()
+        full = overrides or batch_for(config, target)
+        record = {"key": key(*job), "table": name, "config": config, "slice": target, "overrides": full}
+        record["report"] = run(config, target, full, args.limit)
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        records.append(record)
+        print(f"{number}/{len(todo)} {' '.join(row(record))} ({time.monotonic() - started:.0f} s)", flush=True)
+    for name in ("configs", "weak scaling", "two slices"):
+        if chosen := [record for record in records if record["table"] == name]:
+            print(f"\n### {name}\n\n{table(chosen)}")
+
+
+if __name__ == "__main__":
+    main()

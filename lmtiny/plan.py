@@ -1,0 +1,234 @@
+"""Says what a training run needs before it runs: memory, traffic and time by formula, or by the real TPU compiler.
+
+    python -m lmtiny.plan --config configs/d12.py --device v5e-16
+    python -m lmtiny.plan --config configs/d12.py --device h100 --devices 8 --mesh fsdp=8
+    python -m lmtiny.plan --config configs/d12.py --compile v5e-8
+    python -m lmtiny.plan --config configs/d12.py --compile v5e:4x4 --slices 2 --json plan.json
+
+Without --compile nothing is compiled and no device is needed. With it, the very train step is compiled for a TPU slice
+by libtpu, which needs no TPU either: pip install -e ".[tpu]". Where no mesh is given, by --mesh or by the config, one
+is chosen.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from lmtiny import command_line, console
+from lmtiny.config import nearest
+from lmtiny.errors import UserError
+from lmtiny.parallel import chips
+from lmtiny.parallel.chips import GIB, Chip
+
+if TYPE_CHECKING:
+    import ml_collections
+
+    from lmtiny.planning.memory import Memory
+    from lmtiny.planning.roofline import Roofline
+    from lmtiny.planning.slices import Slice
+    from lmtiny.planning.tpu_compiler import Compiled
+    from lmtiny.planning.traffic import Line
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    known = ", ".join(chips.names())
+    parser.add_argument("--device", metavar="CHIP", help=f"{known}, or a TPU slice such as v5e-16 (default: this machine's)")
+    parser.add_argument("--devices", metavar="N", type=int, default=0, help="how many (default: all of the slice or of this machine)")
+    parser.add_argument("--mesh", metavar="AXIS=N,...", help="as in --mesh data=2,fsdp=4; in place of the config's parallel.*")
+    parser.add_argument("--compile", metavar="SLICE", help="compile for a TPU slice, such as v5e-16, v5e:4x4, v5e:4x4*2 (two slices)")
+    parser.add_argument("--slices", metavar="N", type=int, default=0, help="so many slices")
+    parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all of it to a file")
+
+
+def main() -> int:
+    config, args = command_line.parse(__doc__, flags)
+    from lmtiny.planning import slices, tpu_compiler
+
+    if args.slices < 0 or args.devices < 0:
+        raise UserError("--slices and --devices are numbers of at least 1")
+    target: Slice | None = None
+    if args.compile:
+        if args.device:
+            raise UserError("--compile names the slice: leave --device out")
+        target = slices.parse(args.compile, args.slices)
+        tpu_compiler.prepare(target)
+    chip, num_devices, num_slices = devices_of(args, target)
+
+    from lmtiny import config as config_lib
+    from lmtiny.planning import meshes, shapes, traffic
+    from lmtiny.planning.memory import memory
+    from lmtiny.planning.roofline import roofline
+
+    if args.mesh or meshes.is_default(config):
+        config = meshes.with_mesh(config, meshes.parse(args.mesh) if args.mesh else meshes.suggest(config, num_devices, num_slices))
+    shape = config_lib.mesh_shape(config, num_devices)
+    console.say(f"{config.name} on {target.name if target else f'{num_devices} x {chip.name}'}, mesh: {meshes.name(shape)}\n")
+    config = shapes.with_attention(config, shape, chip)
+    lines, needs = traffic.traffic(config, shape), memory(config, shape, tiled=chip.links > 1)
+    bounds = roofline(config, shape, chip, lines, num_slices)
+    report: dict[str, Any] = {
+        "config": config.to_dict(), "chip": dataclasses.asdict(chip), "devices": num_devices, "slices": num_slices, "mesh": dict(shape),
+        "memory": {**needs.parts, "needed": needs.needed}, "traffic": [dataclasses.asdict(line) for line in lines],
+        "roofline": dataclasses.asdict(bounds) if bounds else None,
+    }  # fmt: skip
+    report["parameters"] = say_parameters(config)
+    say_memory(config, needs, chip)
+    say_traffic(lines)
+    say_time(config, bounds, chip, shape)
+    fits = needs.needed <= chip.memory or not chip.memory
+    if not fits:
+        report["advice"] = say_advice(config, shape, chip)
+    if target:
+        console.say(f"\ncompiling for {target.name} ...")
+        compiled, _ = tpu_compiler.compile_train_step(config, target)
+        report["compiled"] = dataclasses.asdict(compiled)
+        say_compiled(compiled, needs, lines)
+        fits = compiled.fits
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0 if fits else 1
+
+
+def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, int, int]:
+    """Returns (chip, devices in all, slices) of the command line; raises UserError for a chip that is not known."""
+    from lmtiny.planning import slices
+
+    if target is None and args.device and args.device not in chips.names():
+        if "-" not in args.device and ":" not in args.device:
+            close = nearest(args.device, chips.names()).replace("--help lists them all", f"there are {', '.join(chips.names())}")
+            raise UserError(f"there is no device {args.device!r}{close}")
+        target = slices.parse(args.device, args.slices)
+    if target is not None:
+        if args.devices not in (0, target.num_chips):
+            raise UserError(f"{target.name} has {target.num_chips} devices, not {args.devices}")
+        chip = chips.by_name(target.chip)
+        assert chip is not None
+        return chip, target.num_chips, target.num_slices
+    if args.device:
+        number = args.devices or 1
+        chip = chips.by_name(args.device, number)
+        assert chip is not None
+        if args.slices > 1 and number % args.slices:
+            raise UserError(f"{number} devices are not {args.slices} equal slices")
+        return chip, number, args.slices or 1
+    import jax
+
+    number = args.devices or jax.device_count()
+    kind = jax.devices()[0].device_kind
+    chip = chips.cpu(number) if jax.devices()[0].platform == "cpu" else chips.by_kind(kind)
+    if chip is None:
+        raise UserError(f"the speed of {kind!r} is not known; name a chip with --device: {', '.join(chips.names())}")
+    return chip, number, args.slices or 1
+
+
+def say_parameters(config: "ml_collections.ConfigDict") -> dict[str, int]:
+    from lmtiny.model import size
+
+    counts = size.count_parameters(config)
+    rows = [(name, f"{count:,}", f"{count / counts['total']:.1%}") for name, count in counts.items() if count]
+    console.say(console.table(("parameters", "number", "share"), rows))
+    return counts
+
+
+def say_memory(config: "ml_collections.ConfigDict", needs: "Memory", chip: Chip) -> None:
+    from lmtiny.planning.memory import cache_bytes
+
+    rows = [(name, gib(count)) for name, count in needs.parts.items()]
+    rows += [("in all", gib(needs.needed)), (f"a {chip.name} has", gib(chip.memory) if chip.memory else "unknown")]
+    console.say(f"\n{console.table(('memory of a device', 'GiB'), rows)}")
+    context = config.model.context_length
+    console.say(f"a chat of {context:,} tokens keeps {cache_bytes(config) / GIB:.3f} GiB of keys and values")
+    if chip.memory:
+        share = needs.needed / chip.memory
+        fits = "it fits" if share <= 1 else "IT DOES NOT FIT"
+        console.say(f"{fits}: {share:.0%} of the memory, by formula (model.remat={config.model.remat}, attention {config.model.attention})")
+
+
+def say_traffic(lines: "list[Line]") -> None:
+    from lmtiny.planning import traffic
+
+    if not lines:
+        return
+    rows = [(line.what, line.kind, " x ".join(line.axes), console.human(line.sent_bytes, "B")) for line in lines]
+    rows.append(("in all", "", "", console.human(traffic.total(lines), "B")))
+    console.say(f"\n{console.table(('a device sends in a step', 'kind', 'over', 'bytes'), rows)}")
+
+
+def say_time(config: "ml_collections.ConfigDict", bounds: "Roofline | None", chip: Chip, shape: dict[str, int]) -> None:
+    from lmtiny.model import size
+
+    flops = size.flops_per_token(config)
+    tokens = config.train.batch_size * config.model.context_length
+    console.say(
+        f"\nFLOPs a token: {console.human(flops['full'])} (full attention), {console.human(flops['causal'])} (causal); "
+        f"a step of {tokens:,} tokens: {console.human(flops['full'] * tokens)}"
+    )
+    if bounds is None:
+        console.say(f"the speed of a {chip.name} is not known, so no time is given")
+        return
+    roofs = (("arithmetic", bounds.compute), ("memory", bounds.memory), ("links", bounds.links))
+    console.say(console.table(("roof", "time of a step"), [(name, console.duration(one)) for name, one in roofs]))
+    best, worst = bounds.at_best, bounds.at_worst
+    whole_run = config.train.num_steps * best
+    console.say(
+        f"a step takes at least {console.duration(best)} if all overlaps (MFU at most {bounds.mfu(best):.0%}), {console.duration(worst)} "
+        f"if nothing is sent meanwhile ({bounds.mfu(worst):.0%}); {config.train.num_steps:,} steps at least {console.duration(whole_run)}"
+    )
+    facts = [f"{console.human(chip.peak_flops, 'FLOP/s')} in bfloat16", f"{console.human(chip.memory_bandwidth, 'B/s')} memory"]
+    if math.prod(shape.values()) > 1:
+        rings = f" (a mesh axis has two of {chip.links})" if chip.links > 1 else ""
+        facts.append(f"{console.human(chip.link_bandwidth, 'B/s')} links one way{rings}")
+        facts.append(f"{console.human(chip.network_bandwidth, 'B/s')} network")
+    console.say(f"assumed of a {chip.name}: {', '.join(facts)}; published figures, which nothing reaches")
+
+
+def say_advice(config: "ml_collections.ConfigDict", shape: dict[str, int], chip: Chip) -> list[dict[str, Any]]:
+    from lmtiny.planning import fit
+
+    found = list(fit.advice(config, shape, chip))
+    if not found:
+        console.say("no knob alone makes it fit: take more devices, split over parallel.tensor or parallel.pipeline")
+    for one in found[:3]:
+        console.say(f"{'it would fit with' if one is found[0] else 'or with'}  {one.text}  ({gib(one.needed)} GiB)")
+    return [dataclasses.asdict(one) for one in found]
+
+
+def say_compiled(compiled: "Compiled", needs: "Memory", lines: "list[Line]") -> None:
+    from lmtiny.planning import hlo, traffic
+
+    if not compiled.fits:
+        missing = (compiled.needed - compiled.available) / GIB
+        console.say(f"the compiler says: IT DOES NOT FIT, {missing:.2f} GiB too much ({compiled.problem})")
+        return
+    temporaries = compiled.peak - compiled.arguments
+    pairs = (("arguments", compiled.arguments, needs.arguments), ("temporaries, at the peak", temporaries, needs.temporaries),
+             ("in all", compiled.needed, needs.needed))  # fmt: skip
+    rows = [(name, gib(real), gib(formula), f"{formula / real:.2f}") for name, real, formula in pairs]
+    rows.append(("temporaries, with gaps", gib(compiled.temporaries), "", ""))
+    rows.append(("outputs", gib(compiled.outputs), "", ""))
+    rows.append(("of them in place of arguments", gib(compiled.aliased), "", ""))
+    console.say(f"it fits, says the compiler, after {console.duration(compiled.seconds)}\n")
+    console.say(console.table(("memory of a device, GiB", "compiler", "formula", "ratio"), rows))
+    kinds, formula_kinds = hlo.total_by_kind(list(compiled.collectives)), traffic.by_kind(lines)
+    table: list[tuple[object, ...]] = [
+        (kind, kinds.get(kind, {}).get("count", 0), console.human(kinds.get(kind, {}).get("sent_bytes", 0.0), "B"),
+         console.human(formula_kinds.get(kind, 0.0), "B"))
+        for kind in dict.fromkeys([*kinds, *formula_kinds])
+    ]  # fmt: skip
+    sums = (sum(entry["sent_bytes"] for entry in kinds.values()), traffic.total(lines))
+    table.append(("in all", "", console.human(sums[0], "B"), console.human(sums[1], "B")))
+    console.say(f"\n{console.table(('a device sends in a step', 'times', 'compiler', 'formula'), table)}")
+    if unsure := sum(not one.counted for one in compiled.collectives):
+        console.warn(f"{unsure} collectives are in loops whose length the program does not tell; each is counted once")
+
+
+def gib(count: float) -> str:
+    return f"{count / GIB:.3f}"
+
+
+if __name__ == "__main__":
+    console.run_main(main)

@@ -1,0 +1,159 @@
+"""The formula for memory against what jax itself holds, and the advice that follows from it."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from lmtiny import config as config_lib
+from lmtiny.errors import UserError
+from lmtiny.model import size
+from lmtiny.parallel import chips
+from lmtiny.parallel import mesh as mesh_lib
+from lmtiny.planning import fit, memory, meshes, roofline, shapes, traffic
+from lmtiny.training.optimizer import make_optimizer
+from lmtiny.training.state import abstract_state
+
+ONE = dict.fromkeys(meshes.AXES, 1)
+
+
+def small_config(**changes):
+    config = config_lib.defaults()
+    config.tokenizer.vocab_size = 512
+    config.model.update({"num_layers": 4, "width": 64, "num_heads": 8, "context_length": 64, "scan_layers": True, "remat": "block"})
+    config.train.batch_size = 16
+    for name, value in changes.items():
+        config_lib.set_knob(config, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("mesh", "zero"),
+    [({"data": 8}, 3), ({"fsdp": 8}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 3), ({"pipeline": 2, "fsdp": 4}, 3)],
+    ids=str,
+)
+def test_the_state_is_what_a_device_holds(mesh, zero):
+    config = small_config(**{"parallel.zero": zero, **{f"parallel.{name}": count for name, count in mesh.items()}})
+    devices = mesh_lib.make_mesh(config)
+    with jax.set_mesh(devices):
+        there = abstract_state(config, make_optimizer(config, size.abstract(config)[2]), devices)
+        state = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), there)
+    held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
+    found = memory.memory(config, dict(devices.shape), tiled=False)
+    assert found.parts["weights"] == held(state.params)
+    assert found.parts["optimizer state"] == held(state.optimizer)
+    assert found.parts["batch"] == 16 * 65 * 4 / (devices.shape["data"] * devices.shape["fsdp"])
+
+
+def test_saved_activations_are_the_blocks_inputs_under_remat():
+    leaves = shapes.saved_leaves(small_config(), ONE)
+    stacked = [leaf for leaf in leaves if leaf[0][0] == 4]
+    assert [leaf for leaf in stacked if math.prod(leaf[0]) > 64] == [((4, 16, 64, 64), 4)]
+    without = shapes.saved_leaves(small_config(**{"model.remat": "none"}), ONE)
+    elements = lambda leaves: sum(math.prod(shape) for shape, _ in leaves)  # noqa: E731
+    assert elements(without) > 10 * elements(leaves)
+
+
+def test_weights_are_not_counted_as_saved():
+    small = small_config(**{"train.batch_size": 1, "model.context_length": 8})
+    counted = sum(math.prod(leaf) for leaf, _ in shapes.saved_leaves(small, ONE))
+    assert counted < 0.5 * size.count_parameters(small_config())["total"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "itemsize", "tiled"),
+    [((8, 128), 4, 4096), ((3, 128), 4, 2048), ((12, 96, 12, 64), 4, 144 * 128 * 64 * 4), ((1000,), 4, 4000), ((9, 100), 2, 4096)],
+)
+def test_tiles_pad(shape, itemsize, tiled):
+    assert memory.tiled_bytes(shape, itemsize) == tiled
+
+
+def test_less_of_everything_takes_less():
+    needed = memory.memory(small_config(), ONE).needed
+    for changes in ({"train.accumulation": 4}, {"train.batch_size": 8}, {"model.num_layers": 2}, {"model.compute_dtype": "bfloat16"}):
+        assert memory.memory(small_config(**changes), ONE).needed < needed, changes
+    assert memory.memory(small_config(**{"parallel.fsdp": 8}), ONE | {"fsdp": 8}).needed < needed / 4
+
+
+def test_the_cache_of_a_chat_is_what_init_cache_makes():
+    from lmtiny.model.transformer import init_cache
+
+    config = small_config(**{"model.num_kv_heads": 2, "model.compute_dtype": "bfloat16"})
+    made = jax.eval_shape(lambda: init_cache(config, 3, 40))
+    assert memory.cache_bytes(config, 3, 40) == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made))
+
+
+def chip_of(memory_bytes):
+    return chips.Chip("test", ("test",), 1e12, int(memory_bytes), 1e11, 1e10, 4, 1e9)
+
+
+def test_a_step_that_is_clearly_too_large_is_refused_with_a_remedy_that_works(capsys):
+    config = small_config(**{"model.remat": "none"})
+    needed = memory.memory(config, ONE).needed
+    fit.refuse_if_too_large(config, ONE, chip_of(needed * 1.2))
+    fit.refuse_if_too_large(config, ONE, None)
+    assert capsys.readouterr().err == ""
+    fit.refuse_if_too_large(config, ONE, chip_of(needed / 1.02))
+    assert "may not fit" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"on each device, which has .*; try --config\.model\.remat=block"):
+        fit.refuse_if_too_large(config, ONE, chip_of(needed / 1.5))
+    for one in fit.advice(config, ONE, chip_of(needed / 3)):
+        changed = small_config(**{"model.remat": "none", **one.overrides})
+        assert memory.memory(changed, ONE).needed <= needed / 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "slices", "expected"),
+    [
+        ({}, 8, 1, {"fsdp": 8}),
+        ({}, 16, 2, {"data": 2, "fsdp": 8}),
+        ({"train.batch_size": 4}, 8, 1, {"fsdp": 4, "tensor": 2}),
+        ({"model.width": 24, "model.num_heads": 2}, 16, 1, {"data": 2, "fsdp": 8}),
+        ({"tokenizer.vocab_size": 516}, 8, 1, {"data": 2, "fsdp": 4}),
+        ({}, 1, 1, {"data": 1}),
+    ],
+    ids=str,
+)
+def test_a_mesh_is_suggested_that_works(changes, devices, slices, expected):
+    config = small_config(**changes)
+    shape = meshes.suggest(config, devices, slices)
+    assert shape == expected
+    config_lib.mesh_shape(meshes.with_mesh(config, shape), devices)
+
+
+def test_no_mesh_is_refused_with_its_reason():
+    with pytest.raises(UserError, match="train.batch_size"):
+        meshes.suggest(small_config(**{"train.batch_size": 1, "model.num_heads": 1, "model.head_dim": 64}), 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("dta=2", "no mesh axis 'dta'; did you mean data"), ("data", "data=NUMBER"), ("data=0", "data=NUMBER")]
+)
+def test_a_wrong_mesh_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        meshes.parse(text)
+
+
+def test_the_roofline_is_the_slowest_roof_and_slices_talk_over_the_network():
+    config, shape = small_config(), ONE | {"data": 2, "fsdp": 4}
+    lines = traffic.traffic(config, shape)
+    found = roofline.roofline(config, shape, chips.by_name("v5e"), lines)
+    assert found.at_best == max(found.compute, found.memory, found.links) < found.at_worst
+    assert 0 < found.mfu(found.at_best) <= 1
+    apart = roofline.roofline(config, shape, chips.by_name("v5e"), lines, num_slices=2)
+    assert apart.links > found.links
+    assert roofline.roofline(config, shape, chips.cpu(), lines) is None
+    (line,) = [line for line in lines if line.axes == ("data",)]
+    assert roofline.seconds(line, shape, chips.by_name("v5e"), 2) == pytest.approx(line.sent_bytes / chips.by_name("v5e").network_bandwidth)
+
+
+def test_every_chip_is_known_by_what_jax_calls_it():
+    for kind, name in (
+        ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("TPU v6 lite", "v6e"), ("TPU v4", "v4"), ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"), ("NVIDIA A100-SXM4-40GB", "a100-40g"), ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L4", "l4"), ("NVIDIA GeForce RTX 4090", "rtx4090"), ("NVIDIA H200", "h200"),
+    ):  # fmt: skip
+        assert chips.by_kind(kind).name == name
+    assert chips.by_kind("something new") is None
+    assert {chip.backend for chip in chips.CHIPS} == {"tpu", "gpu"} and chips.cpu().backend == "cpu"

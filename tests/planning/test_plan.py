@@ -1,0 +1,91 @@
+"""python -m lmtiny.plan as a person starts it, without and with the TPU compiler."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lmtiny.planning import tpu_compiler
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = ("--config", str(ROOT / "configs" / "tiny.py"))
+
+
+def plan(*arguments, **environment):
+    command = [sys.executable, "-m", "lmtiny.plan", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def test_help_and_wrong_flags_do_not_wait_for_jax():
+    code = "import sys\nfrom lmtiny import plan\ntry:\n    plan.main()\nfinally:\n    assert 'jax' not in sys.modules"
+    for arguments, status, text in ((["--help"], 0, "--compile SLICE"), (["--divice", "v5e"], 1, "")):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == status and text in done.stdout and "AssertionError" not in done.stderr
+
+
+def test_a_plan_names_memory_traffic_and_time(tmp_path):
+    done = plan(*TINY, "--device", "v5e-8", "--json", str(tmp_path / "plan.json"), "--config.model.compute_dtype=bfloat16")
+    assert done.returncode == 0, done.stderr
+    for text in ("mesh: fsdp 8", "weights", "saved activations", "it fits", "reduce-scatter", "MFU at most", "819 GB/s memory"):
+        assert text in done.stdout, text
+    report = json.loads((tmp_path / "plan.json").read_text())
+    assert report["mesh"]["fsdp"] == 8 and report["chip"]["name"] == "v5e" and report["memory"]["needed"] > 0
+    assert report["parameters"]["total"] == sum(count for name, count in report["parameters"].items() if name != "total")
+
+
+def test_what_does_not_fit_is_said_with_advice():
+    done = plan(*TINY, "--device", "v5e", "--config.train.batch_size=4096")
+    assert done.returncode == 1
+    assert "IT DOES NOT FIT" in done.stdout and "it would fit with  --config.train.loss_chunk=" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--device", "v5"), "there is no device 'v5'; did you mean v5"),
+        (("--device", "v5e-9"), "the nearest is v5e-8"),
+        (("--device", "v5e-8", "--mesh", "fsdp=4,data=3"), "makes 12 devices, but there are 8"),
+        (("--device", "v5e-8", "--devices", "4"), "has 8 devices, not 4"),
+        (("--compile", "v5e-8", "--device", "v5e"), "leave --device out"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_refused_in_one_line(arguments, message):
+    done = plan(*TINY, *arguments)
+    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_libtpu_the_remedy_is_named():
+    done = plan(*TINY, "--compile", "v5e-8")
+    assert done.returncode == 1 and 'pip install -e ".[tpu]"' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason='needs the TPU compiler: pip install -e ".[tpu]"')
+def test_the_tpu_compiler_compiles_the_train_step(tmp_path):
+    changes = ("--config.model.num_layers=2", "--config.model.width=128", "--config.model.num_heads=1", "--config.model.scan_layers=true",
+               "--config.tokenizer.vocab_size=512", "--config.optimizer.name=adamw", "--config.model.remat=block")  # fmt: skip
+    done = plan(*TINY, *changes, "--compile", "v5e-8", "--json", str(tmp_path / "plan.json"))
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "it fits, says the compiler" in done.stdout
+    report = json.loads((tmp_path / "plan.json").read_text())["compiled"]
+    formula = json.loads((tmp_path / "plan.json").read_text())["memory"]
+    assert report["arguments"] == pytest.approx(formula["weights"] + formula["optimizer state"] + formula["batch"], rel=0.1)
+    assert {"all-gather", "reduce-scatter"} <= {one["kind"] for one in report["collectives"]}
+
+
+@pytest.mark.parametrize(
+    ("message", "sizes"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (27.94G) exceeds "
+         "available HBM (15.75G).", (27.94 * 2**30, 15.75 * 2**30)),
+        ("RESOURCE_EXHAUSTED: ... Used 20.12G of 15.75G hbm. Exceeded hbm capacity by 4.37G.", (20.12 * 2**30, 15.75 * 2**30)),
+        ("RESOURCE_EXHAUSTED: something else", (0.0, 0.0)),
+    ],
+)  # fmt: skip
+def test_the_compilers_message_is_read(message, sizes):
+    assert tpu_compiler.sizes_in(message) == pytest.approx(sizes)
