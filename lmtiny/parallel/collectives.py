@@ -53,13 +53,12 @@ def total_gradient(grad: jax.Array, axes: Sequence[str | None], *, scatter: bool
     then `scatter` makes the sum, and leaves each device the part whose optimizer state it holds.
     """
     split = {name for axis in axes for name in axes_lib.mesh_axes(axis)}
-    if names := _present([name for name in axes_lib.MESH_AXES if name not in split]):
-        grad = jax.lax.psum(grad, names)
     if scatter and _present([axes_lib.FSDP_AXIS]):
         for dimension, axis in enumerate(axes):
             if axes_lib.FSDP_AXIS in axes_lib.mesh_axes(axis):
-                return jax.lax.psum_scatter(grad, axes_lib.FSDP_AXIS, scatter_dimension=dimension, tiled=True)
-    return grad
+                grad = jax.lax.psum_scatter(grad, axes_lib.FSDP_AXIS, scatter_dimension=dimension, tiled=True)
+    names = _present([name for name in axes_lib.MESH_AXES if name not in split])
+    return jax.lax.psum(grad, names) if names else grad
 
 
 def largest(x: jax.Array, *logical: str) -> jax.Array:

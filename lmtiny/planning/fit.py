@@ -53,26 +53,33 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
 
 
 def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Iterator[Advice]:
-    """Yields what would make the step fit: the cheapest knob alone, then together with the next, and so on."""
-    overrides: dict[str, Any] = {}
-    for change in _changes(config, shape):
-        for value in change[1]:
-            tried = overrides | {change[0]: value}
-            changed = _changed(config, tried)
-            try:
-                config_lib.check(changed)
-                new_shape = config_lib.mesh_shape(changed, math.prod(shape.values()))
-            except UserError:
-                continue
-            needed = memory(changed, new_shape, tiled=chip.links > 1).needed
-            if needed <= WARNED_ABOVE * chip.memory:
-                yield Advice(tried, needed)
+    """Yields what would make the step fit: each knob that does so alone, or else the first ones together."""
+    changes = _changes(config, shape)
+    alone = False
+    for name, values in changes:
+        for value in values:
+            if found := _that_fits(config, shape, chip, {name: value}):
+                alone = True
+                yield found
                 break
-        else:
-            if change[1]:
-                overrides[change[0]] = change[1][-1]
-            continue
-        overrides[change[0]] = value
+    together: dict[str, Any] = {}
+    for name, values in [] if alone else changes:
+        for value in values:
+            if found := _that_fits(config, shape, chip, together | {name: value}):
+                yield found
+                return
+        together[name] = values[-1]
+
+
+def _that_fits(config: ml_collections.ConfigDict, shape: Shape, chip: Chip, overrides: dict[str, Any]) -> Advice | None:
+    changed = _changed(config, overrides)
+    try:
+        config_lib.check(changed)
+        new_shape = config_lib.mesh_shape(changed, math.prod(shape.values()))
+    except UserError:
+        return None
+    needed = memory(changed, new_shape, tiled=chip.links > 1).needed
+    return Advice(overrides, needed) if needed <= WARNED_ABOVE * chip.memory else None
 
 
 def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str, list[Any]]]:

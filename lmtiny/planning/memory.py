@@ -47,7 +47,7 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
     z = sizes(config, shape)
     size_of = tiled_bytes if tiled else plain_bytes
     state = {name: sum(size_of(*leaf) for leaf in leaves) for name, leaves in state_leaves(config, shape).items()}
-    saved = sum(size_of(*leaf) for leaf in saved_leaves(config, shape))
+    saved = sum(_kept(leaf, z, config.model.attention, size_of) for leaf in saved_leaves(config, shape))
     rows = z.b * z.A * (config.model.context_length + 1)
     params = parameters(config, shape)
     tables = [one for one in params if not one.in_blocks]
@@ -90,6 +90,14 @@ def tiled_bytes(shape: tuple[int, ...], itemsize: int) -> int:
                 padded = -(-shape[lanes] // LANES) * LANES * _sublanes(shape[rows])
                 best = min(best, math.prod(shape) // (shape[lanes] * shape[rows]) * padded)
     return int(best) * itemsize
+
+
+def _kept(leaf: tuple[tuple[int, ...], int], z: Sizes, attention: str, size_of: Callable[[tuple[int, ...], int], int]) -> int:
+    """Returns the bytes of a saved array; what splash attention reads, [.., T, N], has its N in lanes, whatever that wastes."""
+    size, itemsize = leaf
+    if attention == "splash" and size_of is tiled_bytes and size[-2:] == (z.T, z.N):
+        size = (*size[:-1], -(-z.N // LANES) * LANES)
+    return size_of(size, itemsize)
 
 
 def _sublanes(count: int) -> int:

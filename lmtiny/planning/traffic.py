@@ -95,11 +95,10 @@ def _gradients(config: ml_collections.ConfigDict, shape: Shape, params: list[Par
     scattered = 0.0
     for one in params:
         over = tuple(name for name, count in shape.items() if count > 1 and name not in one.split)
-        size = one.whole if config.parallel.zero == 1 else one.local
         devices = math.prod(shape[name] for name in over)
-        sums[over] = sums.get(over, 0.0) + 2 * _share(devices) * size * FLOAT32
+        sums[over] = sums.get(over, 0.0) + 2 * _share(devices) * one.local * FLOAT32
         if config.parallel.zero == 1 and "fsdp" in one.split:
-            scattered += _share(shape["fsdp"]) * size * FLOAT32
+            scattered += _share(shape["fsdp"]) * one.whole * FLOAT32
     lines = [Line("gradients, summed over copies", "all-reduce", over, sent) for over, sent in sums.items()]
     return [*lines, Line("gradients, scattered for the optimizer", "reduce-scatter", ("fsdp",), scattered)]
 

@@ -74,6 +74,11 @@ EXPECTED = {
 }
 
 
+def test_gathered_weights_are_not_kept():
+    """Without recomputation too, the backward pass gathers them again."""
+    assert counts(sent(config_on({"fsdp": 8}, **{"model.remat": "none"}))[0]) == EXPECTED["fsdp"][1]
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_kinds_and_counts(name):
     mesh, expected = EXPECTED[name]

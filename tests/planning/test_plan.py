@@ -40,7 +40,7 @@ def test_a_plan_names_memory_traffic_and_time(tmp_path):
 def test_what_does_not_fit_is_said_with_advice():
     done = plan(*TINY, "--device", "v5e", "--config.train.batch_size=4096")
     assert done.returncode == 1
-    assert "IT DOES NOT FIT" in done.stdout and "it would fit with  --config.train.loss_chunk=" in done.stdout
+    assert "IT DOES NOT FIT" in done.stdout and "it would fit with  --config.train.accumulation=" in done.stdout
 
 
 @pytest.mark.parametrize(
