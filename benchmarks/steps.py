@@ -9,15 +9,14 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lmtiny import config as config_lib
 from lmtiny.model import attend, size
 from lmtiny.parallel import mesh as mesh_lib
 from lmtiny.training.optimizer import make_optimizer
-from lmtiny.training.state import abstract_state, init_state
-from lmtiny.training.step import make_train_step
+from lmtiny.training.state import init_state
+from lmtiny.training.step import traced_train_step
 
 MIB = 2**20
 BOS = 256
@@ -29,7 +28,6 @@ class Step:
 
     config: object
     mesh: object
-    optimizer: object
     run: object
 
     @property
@@ -45,7 +43,8 @@ class Step:
         shape = (self.config.train.batch_size, self.config.model.context_length + 1)
         rows = np.random.default_rng(0).integers(0, 250, shape).astype(np.int32)
         with jax.set_mesh(self.mesh):
-            return init_state(self.config, self.optimizer, self.mesh), mesh_lib.place_batch(self.mesh, rows, shape[0])
+            optimizer = make_optimizer(self.config, size.abstract(self.config)[2])
+            return init_state(self.config, optimizer, self.mesh), mesh_lib.place_batch(self.mesh, rows, shape[0])
 
 
 def build(path, overrides, num_devices=1):
@@ -54,11 +53,7 @@ def build(path, overrides, num_devices=1):
     mesh = mesh_lib.make_mesh(config, jax.devices()[:num_devices])
     config, _ = attend.resolved(config, mesh)
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(config, size.abstract(config)[2])
-        state = abstract_state(config, optimizer, mesh)
-        shape = (config.train.batch_size, config.model.context_length + 1)
-        tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh))
-        return Step(config, mesh, optimizer, make_train_step(config, optimizer, mesh, BOS).lower(state, tokens).compile())
+        return Step(config, mesh, traced_train_step(config, mesh, BOS).lower().compile())
 
 
 def paired_seconds(steps, repeats):

@@ -18,6 +18,9 @@ import ml_collections
 from lmtiny.errors import UserError
 from lmtiny.knobs import KNOBS, Knob, knobs
 
+# Outermost first: neighbours on the last axes talk most, and `parallel.mesh` lays those along the fastest links.
+MESH_AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
+
 # What a resumed run may change: nothing here alters what a step computes, but for rounding (num_steps only moves the
 # schedule's end).
 MAY_CHANGE_ON_RESUME = frozenset({"name", "data.dir", "data.num_processes", "data.read_threads", "data.prefetch", "train.num_steps",
@@ -240,8 +243,7 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
     Raises:
       UserError: the mesh is not the devices, or batch, time, layers, heads, width, MLP or vocabulary do not divide by it.
     """
-    names = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
-    shape = {name: int(config.parallel[name]) for name in names}
+    shape = {name: int(config.parallel[name]) for name in MESH_AXES}
     rest = math.prod(size for name, size in shape.items() if name != "data")
     shape["data"] = shape["data"] or max(1, num_devices // rest)
     if math.prod(shape.values()) != num_devices:

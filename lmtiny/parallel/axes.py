@@ -10,8 +10,9 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-# Outermost first: neighbours on the last axes talk most, and `make_mesh` lays those along the fastest links.
-MESH_AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
+from lmtiny import config as config_lib
+
+MESH_AXES = config_lib.MESH_AXES
 
 RULES: dict[str, None | str | tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),  # all three hold different rows

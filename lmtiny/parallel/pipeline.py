@@ -26,10 +26,7 @@ def run_stages(stage: Stage, x: jax.Array, rows: Any, num_microbatches: int) -> 
       num_microbatches: M; divides the rows.
     """
     num_stages, here = collectives.parts("layer"), collectives.part("layer")
-    if num_stages == 1:
-        return stage(x, rows, 0)
-    cut = lambda array: array.reshape(num_microbatches, -1, *array.shape[1:])  # noqa: E731
-    x_M, rows_M = cut(x), jax.tree.map(cut, rows)
+    x_M, rows_M = jax.tree.map(lambda array: array.reshape(num_microbatches, -1, *array.shape[1:]), (x, rows))
     onward = [(i, (i + 1) % num_stages) for i in range(num_stages)]
 
     def tick(arrived: jax.Array, time: jax.Array) -> tuple[jax.Array, Any]:

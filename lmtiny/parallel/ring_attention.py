@@ -209,6 +209,11 @@ def _queries_first(x_BKGc1: jax.Array) -> jax.Array:
     return x_BKGc1[..., 0].transpose(0, 3, 1, 2)
 
 
+def _keys_last(x_BcKG: jax.Array) -> jax.Array:
+    """Undoes `_queries_first`."""
+    return x_BcKG.transpose(0, 2, 3, 1)[..., None]
+
+
 def _attend_piece_backward(
     queries: Any, kv: jax.Array, q_piece: Piece, k_piece: Piece, *, segments_BS: Any, window: jax.Array, soft_cap: float
 ) -> tuple[jax.Array, jax.Array]:
@@ -223,10 +228,9 @@ def _attend_piece_backward(
         (q_BcKGN, grad_BcKGN, log_sum_BcKG, delta_BcKG), start = _together(item)
         mask = _mask(segments_BS, window, start, k_piece * num_keys, q_BcKGN.shape[1], num_keys)
         scores, slope = _scores(q_BcKGN, k_BsKN, soft_cap)
-        keys_last = lambda x_BcKG: x_BcKG.transpose(0, 2, 3, 1)[..., None]  # noqa: E731
-        weights = jnp.where(mask, jnp.exp(scores - keys_last(log_sum_BcKG)), 0.0)
+        weights = jnp.where(mask, jnp.exp(scores - _keys_last(log_sum_BcKG)), 0.0)
         dweights = jnp.einsum("BcKGN,BsKN->BKGcs", grad_BcKGN, v_BsKN, preferred_element_type=jnp.float32)
-        dscores = (weights * (dweights - keys_last(delta_BcKG)) * slope).astype(k_BsKN.dtype)
+        dscores = (weights * (dweights - _keys_last(delta_BcKG)) * slope).astype(k_BsKN.dtype)
         einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         dk = einsum("BKGcs,BcKGN->BsKN", dscores, q_BcKGN)
         dv = einsum("BKGcs,BcKGN->BsKN", weights.astype(v_BsKN.dtype), grad_BcKGN)

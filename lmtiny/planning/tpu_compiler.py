@@ -89,29 +89,23 @@ def compile_train_step(config: "ml_collections.ConfigDict", target: Slice, optio
       UserError: the config's mesh is not the slice.
     """
     import jax
-    import jax.numpy as jnp
 
     from lmtiny.model import attend, size
     from lmtiny.parallel import mesh as mesh_lib
     from lmtiny.training.optimizer import make_optimizer
-    from lmtiny.training.state import abstract_state
-    from lmtiny.training.step import make_train_step
+    from lmtiny.training.step import abstract_inputs, traced_train_step
 
     mesh = mesh_lib.make_mesh(config, devices(target))
     computed, _ = attend.resolved(config, mesh)
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(config, size.abstract(config)[2])
-        state = abstract_state(config, optimizer, mesh)
-        shape = (config.train.batch_size, config.model.context_length + 1)
-        tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=mesh_lib.batch_sharding(mesh))
-        step: Any = make_train_step(computed, optimizer, mesh, bos_id=0)
-        lowered = step.lower(state, tokens)
+        lowered = traced_train_step(computed, mesh).lower()
         started = time.monotonic()
         try:
             compiled = lowered.compile(compiler_options=options or None)
         except jax.errors.JaxRuntimeError as error:
             seconds = time.monotonic() - started
-            arguments = argument_bytes(state, tokens)
+            optimizer = make_optimizer(config, size.abstract(config)[2])
+            arguments = argument_bytes(*abstract_inputs(config, optimizer, mesh))
             return _too_large(target, str(error), seconds, arguments), None
     seconds = time.monotonic() - started
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}

@@ -21,7 +21,8 @@ from lmtiny.parallel import collectives
 from lmtiny.parallel.mesh import batch_sharding
 from lmtiny.parallel.vocab_cross_entropy import cross_entropy
 from lmtiny.parallel.zigzag import own_time
-from lmtiny.training.state import TrainState, state_shardings, weight_shardings, weight_specs
+from lmtiny.training.optimizer import make_optimizer
+from lmtiny.training.state import TrainState, abstract_state, state_shardings, weight_shardings, weight_specs
 
 Metrics = dict[str, jax.Array]
 
@@ -154,6 +155,21 @@ def make_train_step(
 
     shardings = state_shardings(config, optimizer, mesh)
     return jax.jit(step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, None), donate_argnums=0)
+
+
+def abstract_inputs(config: ml_collections.ConfigDict, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[TrainState, Any]:
+    """Returns the shapes, types and places of a train step's state and batch."""
+    shape = (config.train.batch_size, config.model.context_length + 1)
+    return abstract_state(config, optimizer, mesh), jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+
+
+def traced_train_step(config: ml_collections.ConfigDict, mesh: Mesh, bos_id: int = 0) -> Any:
+    """Returns the config's train step traced on shapes alone, a `jax.stages.Traced`; nothing is allocated, so the devices may be
+    ones that are not here."""
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer(config, size.abstract(config)[2])
+        step: Any = make_train_step(config, optimizer, mesh, bos_id)
+        return step.trace(*abstract_inputs(config, optimizer, mesh))
 
 
 def _chosen(take: jax.Array, new: Any, old: Any) -> Any:

@@ -5,16 +5,12 @@ gate, down) without biases and norm scales, AdamW, blocks recomputed.  Sums of a
 """
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from lmtiny import config as config_lib
-from lmtiny.model import size
 from lmtiny.parallel import mesh as mesh_lib
 from lmtiny.planning import hlo, traffic
-from lmtiny.training.optimizer import make_optimizer
-from lmtiny.training.state import abstract_state
-from lmtiny.training.step import make_train_step
+from lmtiny.training.step import traced_train_step
 
 LAYERS, MATRICES = 4, 7
 FEW = 1024  # bytes
@@ -39,10 +35,7 @@ def sent(config):
     """Returns (the collectives of the compiled step that move more than a few bytes, the mesh's shape)."""
     mesh = mesh_lib.make_mesh(config)
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(config, size.abstract(config)[2])
-        state = abstract_state(config, optimizer, mesh)
-        rows = jax.ShapeDtypeStruct((config.train.batch_size, config.model.context_length + 1), jnp.int32)
-        compiled = make_train_step(config, optimizer, mesh, 0).lower(state, rows).compile()
+        compiled = traced_train_step(config, mesh).lower().compile()
     found = hlo.collectives(compiled.as_text())
     assert all(one.counted for one in found)
     return [one for one in found if one.group_size > 1 and max(one.operand_bytes, one.result_bytes) > FEW], dict(mesh.shape)

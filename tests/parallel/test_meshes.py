@@ -142,6 +142,14 @@ def test_how_it_is_computed_changes_nothing(mesh, changes, tokens, one_device):
     assert_close(grads, one_device[1])
 
 
+def test_a_ring_caps_its_scores_as_one_device_does(tokens):
+    cap = {"model.attention_soft_cap": 0.5}  # low enough to bend every score
+    alone = loss_and_gradients(small_config(**cap), tokens)
+    loss, grads, _ = loss_and_gradients(small_config({"context": 4, "tensor": 2}, **cap), tokens)
+    assert loss == pytest.approx(alone[0], rel=1e-5)
+    assert_close(grads, alone[1])
+
+
 EXPERTS = {"model.num_experts": 4, "model.router_balance_loss": 1.0, "model.router_z_loss": 0.1}
 
 

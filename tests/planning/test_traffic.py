@@ -1,17 +1,11 @@
 """The formula for what devices send: the bytes that the traced step asks for, on every kind of mesh."""
 
-import jax
-import jax.extend
-import jax.numpy as jnp
 import pytest
 
 from lmtiny import config as config_lib
-from lmtiny.model import size
 from lmtiny.parallel import mesh as mesh_lib
 from lmtiny.planning import traffic
-from lmtiny.training.optimizer import make_optimizer
-from lmtiny.training.state import abstract_state
-from lmtiny.training.step import make_train_step
+from lmtiny.training.step import traced_train_step
 from tests.planning.jaxpr_traffic import sent_bytes
 
 
@@ -32,12 +26,7 @@ def small_config(**changes):
 def asked_for(config):
     """Returns {(kind, axes): bytes} of the traced step, and the mesh's shape; single numbers and vectors of rows are left out."""
     mesh = mesh_lib.make_mesh(config)
-    with jax.set_mesh(mesh):
-        optimizer = make_optimizer(config, size.abstract(config)[2])
-        state = abstract_state(config, optimizer, mesh)
-        tokens = jax.ShapeDtypeStruct((config.train.batch_size, config.model.context_length + 1), jnp.int32)
-        jaxpr = jax.make_jaxpr(make_train_step(config, optimizer, mesh, 0))(state, tokens)
-    return sent_bytes(jaxpr, mesh, least=100), dict(mesh.shape)
+    return sent_bytes(traced_train_step(config, mesh).jaxpr, mesh, least=100), dict(mesh.shape)
 
 
 OF_JIT = ("new weights, gathered",)  # outside shard_map: XLA's own doing, not in the trace
