@@ -1,4 +1,4 @@
-"""Compiles every config for TPU slices and writes the table of docs/planning.md: what fits, how much it needs, what it sends.
+"""Compiles every config for TPU slices and writes the tables of docs/performance.md: what fits, how much it needs, what it sends.
 
     python benchmarks/tpu_table.py --out tpu_table.jsonl                    all of it; started again, it goes on
     python benchmarks/tpu_table.py --out tpu_table.jsonl --only d12,gpt2_124m --slices v5e-8
@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 SLICES = ("v5e-8", "v5e-16", "v5e-256", "v6e-8", "v5p-16")
 WEAK = ("d12", ("v5e-8", "v5e-16", "v5e-32", "v5e-64", "v5e-128", "v5e-256"), 16)  # rows a chip
 TWO_SLICES = (("d12", "v5e-16*2"), ("qwen2_5_7b", "v5e-256*2"))
+SMALLEST = "v5e"  # of this chip, the fewest that hold a config, and one size less
 GIB = 2**30
 
 
@@ -35,6 +36,24 @@ def jobs(only, slices):
     for config, name in TWO_SLICES:
         if not only or config in only:
             yield "two slices", config, name, {}
+    for config in sorted(file.stem for file in (ROOT / "configs").glob("[!_]*.py")):
+        if not only or config in only:
+            yield from (("smallest", config, one.name, one.overrides) for one in smallest(config))
+
+
+def smallest(config):
+    """Returns the Options of the smallest slice that holds the config, by formula, and of the next smaller one."""
+    sys.path.insert(0, str(ROOT))
+    from lmtiny import config as config_lib
+    from lmtiny.parallel import chips
+    from lmtiny.planning.survey import survey
+
+    tried = []
+    for option in survey(config_lib.load(str(ROOT / "configs" / f"{config}.py")), chips.by_name(SMALLEST)):
+        tried.append(option)
+        if option.fits:
+            break
+    return tried[-2:]
 
 
 def key(table, config, name, overrides):
@@ -123,14 +142,14 @@ def main():
     for number, job in enumerate(todo, 1):
         name, config, target, overrides = job
         started = time.monotonic()
-        full = overrides or batch_for(config, target)
+        full = batch_for(config, target) if name in ("configs", "two slices") else overrides
         record = {"key": key(*job), "table": name, "config": config, "slice": target, "overrides": full}
         record["report"] = run(config, target, full, args.limit)
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         records.append(record)
         print(f"{number}/{len(todo)} {' '.join(row(record))} ({time.monotonic() - started:.0f} s)", flush=True)
-    for name in ("configs", "weak scaling", "two slices"):
+    for name in ("configs", "weak scaling", "two slices", "smallest"):
         if chosen := [record for record in records if record["table"] == name]:
             print(f"\n### {name}\n\n{table(chosen)}")
 

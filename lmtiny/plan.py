@@ -2,6 +2,7 @@
 
     python -m lmtiny.plan --config configs/d12.py --device v5e-16
     python -m lmtiny.plan --config configs/d12.py --device h100 --devices 8 --mesh fsdp=8
+    python -m lmtiny.plan --config configs/d12.py --survey v5e
     python -m lmtiny.plan --config configs/d12.py --compile v5e-8
     python -m lmtiny.plan --config configs/d12.py --compile v5e:4x4 --slices 2 --json plan.json
 
@@ -39,6 +40,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", metavar="N", type=int, default=0, help="how many (default: all of the slice or of this machine)")
     parser.add_argument("--mesh", metavar="AXIS=N,...", help="as in --mesh data=2,fsdp=4; in place of the config's parallel.*")
     parser.add_argument("--compile", metavar="SLICE", help="compile for a TPU slice, such as v5e-16, v5e:4x4, v5e:4x4*2 (two slices)")
+    parser.add_argument("--survey", metavar="CHIP", help="on how many of these it fits, and with which mesh, instead of one plan")
     parser.add_argument("--slices", metavar="N", type=int, default=0, help="so many slices")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all of it to a file")
 
@@ -49,6 +51,8 @@ def main() -> int:
 
     if args.slices < 0 or args.devices < 0:
         raise UserError("--slices and --devices are numbers of at least 1")
+    if args.survey:
+        return survey(config, args)
     target: Slice | None = None
     if args.compile:
         if args.device:
@@ -88,8 +92,7 @@ def main() -> int:
         say_compiled(compiled, needs, lines)
         fits = compiled.fits
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, report)
     return 0 if fits else 1
 
 
@@ -99,8 +102,7 @@ def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, 
 
     if target is None and args.device and args.device not in chips.names():
         if "-" not in args.device and ":" not in args.device:
-            close = nearest(args.device, chips.names()).replace("--help lists them all", f"there are {', '.join(chips.names())}")
-            raise UserError(f"there is no device {args.device!r}{close}")
+            raise no_such_device(args.device)
         target = slices.parse(args.device, args.slices)
     if target is not None:
         if args.devices not in (0, target.num_chips):
@@ -123,6 +125,45 @@ def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, 
     if chip is None:
         raise UserError(f"the speed of {kind!r} is not known; name a chip with --device: {', '.join(chips.names())}")
     return chip, number, args.slices or 1
+
+
+def no_such_device(name: str) -> UserError:
+    close = nearest(name, chips.names()).replace("--help lists them all", f"there are {', '.join(chips.names())}")
+    return UserError(f"there is no device {name!r}{close}")
+
+
+def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int:
+    """Says for each size of slice whether the config fits, the mesh, and how long a step takes at best; 0 if it fits on one."""
+    chip = chips.by_name(args.survey)
+    if chip is None:
+        raise no_such_device(args.survey)
+    if chip.name == "cpu":
+        raise UserError("--survey counts accelerators; what this machine holds says --device cpu")
+    if args.device or args.compile or args.mesh or args.devices or args.slices:
+        raise UserError("--survey chooses devices and meshes by itself: leave --device, --devices, --slices, --mesh and --compile out")
+    from lmtiny.planning import meshes, traffic
+    from lmtiny.planning import survey as survey_lib
+    from lmtiny.planning.roofline import roofline
+
+    rows, report = [], []
+    for one in survey_lib.survey(config, chip):
+        shape = {axis: one.mesh.get(axis, 1) for axis in meshes.AXES}
+        bounds = roofline(one.config, shape, chip, traffic.traffic(one.config, shape), 1)
+        times = [console.duration(time) for time in (bounds.at_best, bounds.at_best * config.train.num_steps)] if bounds else ["", ""]
+        rows.append((one.name, meshes.name(one.mesh), one.accumulation, gib(one.needed), "yes" if one.fits else "no", *times))
+        report.append({"name": one.name, "mesh": one.mesh, "accumulation": one.accumulation, "needed": one.needed, "fits": one.fits})
+    console.say(f"{config.name} on {chip.name}, {gib(chip.memory)} GiB each; by formula, 5% of the memory kept free\n")
+    heads = ("devices", "mesh", "accumulation", "GiB on each", "fits", "a step at best", "all steps at best")
+    console.say(console.table(heads, rows))
+    if args.json:
+        write_json(args.json, {"config": config.to_dict(), "survey": report})
+    found = [one for one in report if one["fits"]]
+    return 0 if found else 1
+
+
+def write_json(path: pathlib.Path, report: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def say_parameters(config: "ml_collections.ConfigDict") -> dict[str, int]:

@@ -43,6 +43,25 @@ def test_what_does_not_fit_is_said_with_advice():
     assert "IT DOES NOT FIT" in done.stdout and "it would fit with  --config.train.accumulation=" in done.stdout
 
 
+def test_a_survey_takes_the_fewest_microbatches_that_fit(tmp_path):
+    done = plan("--config", str(ROOT / "configs" / "d12.py"), "--survey", "v5e", "--json", str(tmp_path / "survey.json"))
+    assert done.returncode == 0, done.stderr
+    one, four, *_ = found = json.loads((tmp_path / "survey.json").read_text())["survey"]
+    assert [option["name"] for option in found] == [f"v5e-{count}" for count in (1, 4, 8, 16, 32, 64, 128, 256)]
+    assert all(option["fits"] for option in found) and [option["mesh"] for option in found[1:]] == [
+        {"fsdp": int(option["name"].split("-")[1])} for option in found[1:]
+    ]
+    assert one["accumulation"] > 1 and four["accumulation"] == 1
+    with_fewer = ["--config", str(ROOT / "configs" / "d12.py"), "--device", "v5e-1"]
+    with_fewer.append(f"--config.train.accumulation={one['accumulation'] // 2}")
+    assert one["needed"] <= 0.95 * 15.75 * 2**30 < plan_needs(tmp_path, *with_fewer)
+
+
+def plan_needs(folder, *arguments):
+    plan(*arguments, "--json", str(folder / "plan.json"))
+    return json.loads((folder / "plan.json").read_text())["memory"]["needed"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -51,6 +70,8 @@ def test_what_does_not_fit_is_said_with_advice():
         (("--device", "v5e-8", "--mesh", "fsdp=4,data=3"), "makes 12 devices, but there are 8"),
         (("--device", "v5e-8", "--devices", "4"), "has 8 devices, not 4"),
         (("--compile", "v5e-8", "--device", "v5e"), "leave --device out"),
+        (("--survey", "v5"), "there is no device 'v5'; did you mean v5"),
+        (("--survey", "v5e", "--mesh", "fsdp=4"), "chooses devices and meshes by itself"),
     ],
     ids=str,
 )
