@@ -21,7 +21,8 @@ from lmtiny.parallel import axes
 
 __all__ = ["FACTS", "attend", "attend_with_mask", "causal_mask", "choose", "cudnn_arguments", "fact_sheet"]
 
-# From this T on chunks are faster than all scores at once, forward and backward, on a CPU (docs/attention.md).
+# Where no fused kernel will do, `auto` takes chunks: on a CPU always, since they are faster (docs/attention.md), elsewhere
+# from this T on, to save memory.
 CHUNKED_FROM = 512
 
 
@@ -64,7 +65,7 @@ def attend(
     window: int,
     soft_cap: float,
     implementation: str,
-    chunk: int = 256,
+    chunk: int = 0,
 ) -> jax.Array:
     """Returns softmax(q k / sqrt(N)) v, [B, T, H, N], in the type of q; the softmax is in float32.
 
@@ -75,16 +76,18 @@ def attend(
       window: how many keys back along the row a query sees, itself included; of T and more: all.
       soft_cap: scores = cap * tanh(scores / cap) (Gemma 2, arXiv 2408.00118, section 2); 0: none.
       implementation: a name of FACTS (`choose` turns "auto" into one).
-      chunk: "chunked": queries whose scores exist at one time, at most.
+      chunk: "chunked": queries whose scores exist at one time, at most; 0: a quarter of the row, within 64 and 256.
 
     Raises:
       ValueError: what the core cannot honour. Nothing is left out silently; `choose` says it in a person's words.
     """
-    if window < 1 or chunk < 1 or q_BTHN.shape[2] % k_BTKN.shape[2]:
-        raise ValueError(f"window {window} and chunk {chunk} must be at least 1, heads {q_BTHN.shape[2]} a multiple of {k_BTKN.shape[2]}")
+    if window < 1 or chunk < 0 or q_BTHN.shape[2] % k_BTKN.shape[2]:
+        heads = f"heads {q_BTHN.shape[2]} a multiple of {k_BTKN.shape[2]}"
+        raise ValueError(f"window {window} and chunk {chunk} must be at least 1 and 0, {heads}")
     if implementation == "reference":
         return attend_reference(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap)
     if implementation == "chunked":
+        chunk = chunk or min(256, max(64, q_BTHN.shape[1] // 4))
         return attend_chunked(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap, chunk=chunk)
     if implementation == "splash":
         return attend_splash(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap)
@@ -143,6 +146,8 @@ def choose(
     found = obstacle(fused) if fused else None
     if fused and not found:
         return fused, f"{fused}: the fused kernel of a {backend.upper()}"
+    if backend == "cpu":
+        return "chunked", "chunked: the fastest on a CPU"
     name, sign = ("chunked", ">=") if num_queries >= CHUNKED_FROM else ("reference", "<")
     return name, f"{name}: T={num_queries} {sign} {CHUNKED_FROM}" + (f"; {fused} {found[0]} ({found[1]})" if found else "")
 

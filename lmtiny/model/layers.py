@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lmtiny import config as config_lib
 from lmtiny.model import low_precision
 from lmtiny.parallel import collectives
+from lmtiny.parallel.matmul import matmul
 
 
 class Dense(nnx.Module):
@@ -59,7 +60,7 @@ class Dense(nnx.Module):
         batch_shape = x.shape[: x.ndim - self.num_inputs]
         inputs, outputs = kernel.shape[: self.num_inputs], kernel.shape[self.num_inputs :]
         x_nI, kernel_IO = x.reshape(-1, math.prod(inputs)), kernel.reshape(math.prod(inputs), -1)
-        y_nO = x_nI @ kernel_IO if self.matmul_dtype == "compute" else low_precision.matmul(x_nI, kernel_IO, self.matmul_dtype)
+        y_nO = matmul(x_nI, kernel_IO) if self.matmul_dtype == "compute" else low_precision.matmul(x_nI, kernel_IO, self.matmul_dtype)
         y = y_nO.reshape(*batch_shape, *outputs)
         if self.sums_parts:
             y = collectives.scatter_total(y, "sequence", 1)

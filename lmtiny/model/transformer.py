@@ -21,6 +21,7 @@ from lmtiny.model.experts import Experts
 from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
 from lmtiny.model.rematerialisation import rematerialised
 from lmtiny.parallel import collectives
+from lmtiny.parallel.matmul import matmul, transposed
 from lmtiny.parallel.pipeline import run_stages
 from lmtiny.parallel.vocab_cross_entropy import soft_capped
 from lmtiny.parallel.zigzag import own_time
@@ -131,11 +132,12 @@ class Transformer(nnx.Module):
     def head_DV(self) -> jax.Array:
         """Returns the matrix from the residual stream to the (padded) vocabulary that is here, in the compute type."""
         dtype = self.config["compute_dtype"]
-        return self.embedding.rows(dtype).T if self.head is None else self.head.columns(dtype)
+        return transposed(self.embedding.rows(dtype)) if self.head is None else self.head.columns(dtype)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Returns the logits [B, T, vocab_size] in float32 of what `hidden` returned."""
-        logits_BTV = jnp.matmul(x_BTD, self.head_DV(), preferred_element_type=jnp.float32)
+        logits_nV = matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), self.head_DV(), jnp.float32)
+        logits_BTV = logits_nV.reshape(*x_BTD.shape[:-1], -1)
         return soft_capped(logits_BTV, self.config["logit_soft_cap"])[..., : self.vocab_size]
 
     def __call__(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lmtiny.parallel import collectives
+from lmtiny.parallel.matmul import matmul
 
 
 def cross_entropy(
@@ -42,7 +43,7 @@ def cross_entropy(
 
 
 def _nll(x_nD: jax.Array, targets_n: jax.Array, *, head_Dv: jax.Array, vocab_size: int, soft_cap: float) -> jax.Array:
-    logits_nv = soft_capped(jnp.matmul(x_nD, head_Dv, preferred_element_type=jnp.float32), soft_cap)
+    logits_nv = soft_capped(matmul(x_nD, head_Dv, jnp.float32), soft_cap)
     columns = jax.lax.broadcasted_iota(jnp.int32, logits_nv.shape, 1) + collectives.part("vocab") * head_Dv.shape[1]
     logits_nv = jnp.where(columns < vocab_size, logits_nv, -1e30)
     max_n = collectives.largest(jnp.max(logits_nv, axis=1), "vocab")

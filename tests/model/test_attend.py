@@ -186,9 +186,8 @@ def test_the_program_of_chunked_does_not_grow_with_the_row():
 
 def test_chunked_leaves_out_half_of_the_work():
     """Scores that are computed, of those that a causal mask without any saving would take."""
-    computed, size = 0, 32
-    for first, last in chunked_lib._groups(32):
-        computed += (last - first) * size * last * size
+    request = chunked_lib._Request(window=UNLIMITED, soft_cap=0.0, chunk=32)
+    computed = sum((group.last - group.first) * 32 * group.num_read for group in chunked_lib._groups(1024, request))
     assert computed / 1024**2 == 36 / 64
 
 
@@ -223,9 +222,8 @@ CPU = {"backend": "cpu", "device_kind": "cpu"}
         (GPU, {"head_dim": 20}, "chunked", "multiple of 8"),
         (GPU, {"device_kind": "Tesla V100-SXM2-16GB"}, "chunked", "Ampere"),
         (GPU, {"device_kind": "AMD Instinct MI300X"}, "chunked", "NVIDIA"),
-        (CPU, {}, "chunked", "T=1024"),
-        (CPU, {"num_queries": 512}, "chunked", "T=512"),
-        (CPU, {"num_queries": 256}, "reference", "T=256"),
+        (CPU, {}, "chunked", "fastest"),
+        (CPU, {"num_queries": 32, "segments": True, "soft_cap": 5.0}, "chunked", "fastest"),
     ],
 )
 def test_auto_takes_the_fused_kernel_where_it_is_exact_and_says_why_not(device, changes, taken, said):
