@@ -46,6 +46,7 @@ def main() -> int:
     from lmtiny.planning import fit
     from lmtiny.training import reporter, run_folder
 
+    mesh_lib.keep_freed_memory()
     mesh_lib.start_processes()
     mesh_lib.use_compile_cache()
     console.silence(jax.process_index() != 0)
