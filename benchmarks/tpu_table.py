@@ -3,6 +3,7 @@
     python benchmarks/tpu_table.py --out tpu_table.jsonl                    all of it; started again, it goes on
     python benchmarks/tpu_table.py --out tpu_table.jsonl --only d12,gpt2_124m --slices v5e-8
     python benchmarks/tpu_table.py --out tpu_table.jsonl --table            the tables of what is there
+    python benchmarks/tpu_table.py --out tpu_table.jsonl --formula          the same, after a change of the formulas
 
 No TPU is needed, but its compiler is: pip install -e ".[tpu]". Each compilation is a process of its own.
 """
@@ -94,6 +95,27 @@ def run(config, name, overrides, limit):
             "advice": full.get("advice", [])[:1]}  # fmt: skip
 
 
+def with_formula(record):
+    """Returns the record with the formulas' figures of today's code; the compiler's are kept."""
+    sys.path.insert(0, str(ROOT))
+    from lmtiny import config as config_lib
+    from lmtiny.parallel import chips
+    from lmtiny.planning import meshes, shapes, slices, traffic
+    from lmtiny.planning.memory import memory
+
+    report = record["report"]
+    if "error" in report:
+        return record
+    overrides = {name: str(value) for name, value in record["overrides"].items()}
+    config = config_lib.load(str(ROOT / "configs" / f"{record['config']}.py"), overrides)
+    chip = chips.by_name(slices.parse(record["slice"]).chip)
+    config = shapes.with_attention(meshes.with_mesh(config, report["mesh"]), report["mesh"], chip)
+    needs = memory(config, report["mesh"])
+    report["formula"] = {**needs.parts, "needed": needs.needed}
+    report["sent"]["formula"] = traffic.total(traffic.traffic(config, report["mesh"]))
+    return record
+
+
 def sent_bytes(collective):
     from lmtiny.planning.hlo import Collective
 
@@ -134,11 +156,15 @@ def main():
     parser.add_argument("--slices", default=",".join(SLICES), help="these slices, separated by commas")
     parser.add_argument("--limit", type=int, default=3600, help="seconds for one compilation")
     parser.add_argument("--table", action="store_true", help="compile nothing, print the tables")
+    parser.add_argument("--formula", action="store_true", help="compile nothing, work out the formulas again for what was compiled")
     args = parser.parse_args()
     records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
     done = {record["key"] for record in records}
     wanted = jobs(set(filter(None, args.only.split(","))), args.slices.split(","))
-    todo = [] if args.table else [job for job in wanted if key(*job) not in done]
+    if args.formula:
+        records = [with_formula(record) for record in records]
+        args.out.write_text("".join(json.dumps(record) + "\n" for record in records))
+    todo = [] if args.table or args.formula else [job for job in wanted if key(*job) not in done]
     for number, job in enumerate(todo, 1):
         name, config, target, overrides = job
         started = time.monotonic()

@@ -93,10 +93,17 @@ def tiled_bytes(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def _kept(leaf: tuple[tuple[int, ...], int], z: Sizes, attention: str, size_of: Callable[[tuple[int, ...], int], int]) -> int:
-    """Returns the bytes of a saved array; what splash attention reads, [.., T, N], has its N in lanes, whatever that wastes."""
+    """Returns the bytes of a saved array.
+
+    Activations have their width (D, or H and N as one) in a TPU's lanes, and what splash attention reads, [.., T, N], its N,
+    whatever that wastes.
+    """
     size, itemsize = leaf
-    if attention == "splash" and size_of is tiled_bytes and size[-2:] == (z.T, z.N):
-        size = (*size[:-1], -(-z.N // LANES) * LANES)
+    if size_of is tiled_bytes:
+        if size[-2:] == (z.H, z.N):
+            size = (*size[:-2], z.H * z.N)
+        if size[-1:] in ((z.D,), (z.H * z.N,)) or (attention == "splash" and size[-2:] == (z.T, z.N)):
+            size = (*size[:-1], -(-size[-1] // LANES) * LANES)
     return size_of(size, itemsize)
 
 

@@ -157,3 +157,17 @@ def test_every_chip_is_known_by_what_jax_calls_it():
         assert chips.by_kind(kind).name == name
     assert chips.by_kind("something new") is None
     assert {chip.backend for chip in chips.CHIPS} == {"tpu", "gpu"} and chips.cpu().backend == "cpu"
+
+
+def test_activations_have_their_width_in_lanes():
+    """A width of 192 takes 256 lanes, as the TPU compiler lays configs/d29_38m.py out (docs/performance.md)."""
+    config = small_config(**{"model.width": 192, "model.num_heads": 3, "model.context_length": 1024})
+    sizes = shapes.sizes(config, ONE)
+
+    def kept(*size):
+        return memory._kept((size, 4), sizes, "splash", memory.tiled_bytes) // 4
+
+    assert kept(8, 1024, 192) == 8 * 1024 * 256
+    assert kept(8, 1024, 3, 64) == 8 * 1024 * 256
+    assert kept(8, 1024, 768) == 8 * 1024 * 768
+    assert kept(8, 3, 1024, 64) == 8 * 3 * 1024 * 128
