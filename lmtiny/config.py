@@ -256,9 +256,9 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
     rows = shape["data"] * fsdp * shape["expert"]
     for what, size, axis, parts in (
         ("train.batch_size / train.accumulation", microbatch, "data x fsdp x expert", rows),
-        ("rows of a device (train.batch_size / train.accumulation / data / fsdp / expert)", microbatch // rows,
-         "parallel.pipeline_microbatches", pipeline_microbatches(config)),
         ("model.num_layers", model.num_layers, "pipeline", pipeline),
+        ("rows of a device (train.batch_size / train.accumulation / data / fsdp / expert)", microbatch // rows,
+         "parallel.pipeline_microbatches (by default twice the stages)", pipeline_microbatches(config)),
         ("model.context_length", model.context_length, "2 x context x tensor" if context > 1 else "tensor", pieces * tensor),
         ("model.num_experts", model.num_experts, "expert", shape["expert"]),
         ("model.num_heads", model.num_heads, "tensor", tensor),

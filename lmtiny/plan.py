@@ -18,7 +18,7 @@ import math
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from lmtiny import command_line, console
+from lmtiny import command_line, console, files
 from lmtiny.config import nearest
 from lmtiny.errors import UserError
 from lmtiny.parallel import chips
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 def flags(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(chips.names())
     parser.add_argument("--device", metavar="CHIP", help=f"{known}, or a TPU slice such as v5e-16 (default: this machine's)")
-    parser.add_argument("--devices", metavar="N", type=int, default=0, help="how many (default: all of the slice or of this machine)")
+    parser.add_argument("--devices", metavar="N", type=int, help="how many (default: all of the slice or of this machine)")
     parser.add_argument("--mesh", metavar="AXIS=N,...", help="as in --mesh data=2,fsdp=4; in place of the config's parallel.*")
     parser.add_argument("--compile", metavar="SLICE", help="compile for a TPU slice, such as v5e-16, v5e:4x4, v5e:4x4*2 (two slices)")
     parser.add_argument("--survey", metavar="CHIP", help="on how many of these it fits, and with which mesh, instead of one plan")
-    parser.add_argument("--slices", metavar="N", type=int, default=0, help="so many slices")
+    parser.add_argument("--slices", metavar="N", type=int, help="so many slices")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all of it to a file")
 
 
@@ -49,8 +49,12 @@ def main() -> int:
     config, args = command_line.parse(__doc__, flags)
     from lmtiny.planning import slices, tpu_compiler
 
-    if args.slices < 0 or args.devices < 0:
+    chips.leave_out_missing_tpu()
+    if any(number is not None and number < 1 for number in (args.slices, args.devices)):
         raise UserError("--slices and --devices are numbers of at least 1")
+    args.slices, args.devices = args.slices or 0, args.devices or 0
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):  # said before minutes of compiling, not after
+        raise UserError(f"--json: {args.json} is " + ("a folder; name a file" if args.json.is_dir() else "in a folder that is not there"))
     if args.survey:
         return survey(config, args)
     target: Slice | None = None
@@ -79,7 +83,7 @@ def main() -> int:
         "roofline": dataclasses.asdict(bounds) if bounds else None,
     }  # fmt: skip
     report["parameters"] = say_parameters(config)
-    say_memory(config, needs, chip)
+    say_memory(config, needs, chip, "ring" if shape["context"] > 1 else config.model.attention)
     say_traffic(lines)
     say_time(config, bounds, chip, shape)
     fits = needs.needed <= chip.memory or not chip.memory
@@ -135,13 +139,17 @@ def no_such_device(name: str) -> UserError:
 def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int:
     """Says for each size of slice whether the config fits, the mesh, and how long a step takes at best; 0 if it fits on one."""
     chip = chips.by_name(args.survey)
+    if chip is None and args.survey.partition("-")[0] in chips.names():
+        raise UserError(f"--survey takes a chip and tries all its slices: --survey {args.survey.partition('-')[0]}")
     if chip is None:
         raise no_such_device(args.survey)
     if chip.name == "cpu":
         raise UserError("--survey counts accelerators; what this machine holds says --device cpu")
-    if args.device or args.compile or args.mesh or args.devices or args.slices:
-        raise UserError("--survey chooses devices and meshes by itself: leave --device, --devices, --slices, --mesh and --compile out")
     from lmtiny.planning import meshes, traffic
+
+    if args.device or args.compile or args.mesh or args.devices or args.slices or not meshes.is_default(config):
+        flags = "--device, --devices, --slices, --mesh, --compile and --config.parallel.*"
+        raise UserError(f"--survey chooses devices and meshes by itself: leave {flags} out")
     from lmtiny.planning import survey as survey_lib
     from lmtiny.planning.roofline import roofline
 
@@ -162,8 +170,8 @@ def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int
 
 
 def write_json(path: pathlib.Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    files.write_aside(path, json.dumps(report, indent=1) + "\n")
+    console.say(f"\nwritten: {path}")
 
 
 def say_parameters(config: "ml_collections.ConfigDict") -> dict[str, int]:
@@ -175,7 +183,7 @@ def say_parameters(config: "ml_collections.ConfigDict") -> dict[str, int]:
     return counts
 
 
-def say_memory(config: "ml_collections.ConfigDict", needs: "Memory", chip: Chip) -> None:
+def say_memory(config: "ml_collections.ConfigDict", needs: "Memory", chip: Chip, attention: str) -> None:
     from lmtiny.planning.memory import cache_bytes
 
     rows = [(name, gib(count)) for name, count in needs.parts.items()]
@@ -186,7 +194,7 @@ def say_memory(config: "ml_collections.ConfigDict", needs: "Memory", chip: Chip)
     if chip.memory:
         share = needs.needed / chip.memory
         fits = "it fits" if share <= 1 else "IT DOES NOT FIT"
-        console.say(f"{fits}: {share:.0%} of the memory, by formula (model.remat={config.model.remat}, attention {config.model.attention})")
+        console.say(f"{fits}: {share:.0%} of the memory, by formula (model.remat={config.model.remat}, attention {attention})")
 
 
 def say_traffic(lines: "list[Line]") -> None:
@@ -249,7 +257,8 @@ def say_compiled(compiled: "Compiled", needs: "Memory", lines: "list[Line]") -> 
     pairs = (("arguments", compiled.arguments, needs.arguments), ("temporaries, at the peak", temporaries, needs.temporaries),
              ("in all", compiled.needed, needs.needed))  # fmt: skip
     rows = [(name, gib(real), gib(formula), f"{formula / real:.2f}") for name, real, formula in pairs]
-    rows.append(("temporaries, with gaps", gib(compiled.temporaries), "", ""))
+    if compiled.temporaries:  # a small program's are not counted
+        rows.append(("temporaries, with gaps", gib(compiled.temporaries), "", ""))
     rows.append(("outputs", gib(compiled.outputs), "", ""))
     rows.append(("of them in place of arguments", gib(compiled.aliased), "", ""))
     console.say(f"it fits, says the compiler, after {console.duration(compiled.seconds)}\n")

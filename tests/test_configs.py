@@ -7,6 +7,8 @@ import pytest
 
 from lmtiny import config as config_lib
 from lmtiny.model import size
+from lmtiny.parallel import chips
+from lmtiny.planning import survey
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -52,3 +54,13 @@ def test_the_38_million_are_exactly_thirds():
     (path,) = [path for path in CONFIGS if path.stem == "d4_38m"]
     counts = size.count_parameters(config_lib.load(str(path)))
     assert counts["embedding"] == counts["head"] == counts["blocks"] == 12_582_912
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_names_the_smallest_slice_it_fits_on(path):
+    """The figure is the TPU compiler's (docs/performance.md); the formula must choose the same slice and come near."""
+    claim = r"Fits: +(v5e-\d+)((?: --config\.\S+=\d+)*): ([\d.]+) of 15\.75 GiB a chip"
+    name, flags, figure = re.search(claim, path.read_text()).groups()
+    found = survey.smallest(config_lib.load(str(path)), chips.by_name("v5e"))
+    assert (found.name, found.overrides) == (name, {knob: int(value) for knob, value in re.findall(r"--config\.(\S+?)=(\d+)", flags)})
+    assert found.needed / 2**30 == pytest.approx(float(figure), rel=0.15, abs=0.05)

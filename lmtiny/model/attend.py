@@ -159,9 +159,8 @@ def resolved(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[ml_collecti
       UserError: the core that is asked for cannot honour the config exactly.
     """
     model, device, context = config.model, mesh.devices.flat[0], mesh.shape[axes.CONTEXT_AXIS]
+    refuse_without_ring(model.attention, context)
     if context > 1:
-        if model.attention != "auto":
-            raise UserError(f"model.attention={model.attention} has no ring: with parallel.context = {context} set model.attention=auto")
         return config, f"ring over {context} devices, in chunks"
     choice, why = choose(
         model.attention, backend=device.platform, device_kind=device.device_kind, num_queries=model.context_length,
@@ -171,6 +170,12 @@ def resolved(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[ml_collecti
     chosen = copy.deepcopy(config)
     chosen.model.attention = choice
     return chosen, why
+
+
+def refuse_without_ring(attention: str, context: int) -> None:
+    """Raises UserError for a core that is asked for by name where a row is split over `context` devices."""
+    if context > 1 and attention != "auto":
+        raise UserError(f"model.attention={attention} has no ring: with parallel.context = {context} set model.attention=auto")
 
 
 def _device_obstacle(name: str, backend: str, kind: str, head_dim: int) -> tuple[str, str] | None:

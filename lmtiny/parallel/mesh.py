@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 import platform as platform_module
@@ -47,16 +48,14 @@ def keep_freed_memory() -> None:
     the system clears them at each step: a fifth to a third of the time of a step (docs/performance.md).  The price is memory:
     up to twice as much stays taken.  Nothing is done where there is an accelerator, no glibc, or settings of one's own for it.
     """
-    accelerators = [found for pattern in _ACCELERATORS for found in pathlib.Path("/dev").glob(pattern)]
     own = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
-    if accelerators or own or platform_module.libc_ver()[0] != "glibc":
+    if own or chips.present(*chips.ACCELERATOR_FILES) or platform_module.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
     for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
         mallopt(option, value)
 
 
-_ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")  # NVIDIA; TPU, old and new driver; AMD
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
@@ -79,6 +78,9 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[Any] | None = Non
         divide parallel.data.
     """
     devices = jax.devices() if devices is None else devices
+    asked = math.prod(max(1, config.parallel[name]) for name in axes.MESH_AXES)
+    if asked > 1 == len(devices) and devices[0].platform == "cpu":
+        raise UserError(f"parallel: {asked} devices asked for, a CPU is one; launch/local.sh --devices {asked} -- COMMAND emulates them")
     shape = config_lib.mesh_shape(config, len(devices))
     sizes = tuple(shape[name] for name in axes.MESH_AXES)
     types = (AxisType.Auto,) * len(sizes)

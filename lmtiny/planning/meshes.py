@@ -19,6 +19,8 @@ def parse(text: str) -> dict[str, int]:
         if name not in AXES:
             close = config_lib.nearest(name, list(AXES)).replace("--help lists them all", f"there are {', '.join(AXES)}")
             raise UserError(f"--mesh: there is no mesh axis {name!r}{close}")
+        if name in shape:
+            raise UserError(f"--mesh: {name} is given twice")
         if not equals or not count.isdecimal() or int(count) < 1:
             raise UserError(f"--mesh: {part!r} should read {name}=NUMBER, as in --mesh data=2,fsdp=4")
         shape[name] = int(count)

@@ -138,6 +138,7 @@ def with_attention(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) 
     from lmtiny.model import attend
 
     model, chosen = config.model, copy.deepcopy(config)
+    attend.refuse_without_ring(model.attention, shape["context"])
     if shape["context"] == 1:
         chosen.model.attention, _ = attend.choose(
             model.attention, backend=chip.backend, device_kind=f"nvidia {chip.kinds[0]}", num_queries=model.context_length,

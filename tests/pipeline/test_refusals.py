@@ -16,7 +16,7 @@ import pytest
         (["--config.model.num_heads=5"], "model.width = 32 is not divisible by model.num_heads = 5"),
         (["--config.train.batch_size=8388608"], "which has"),
         (["--config.model.attention=cudnn"], "does not run on cpu"),
-        (["--config.parallel.tensor=3"], "data 1 x tensor 3 makes 3 devices, but there is 1"),
+        (["--config.parallel.tensor=3"], "launch/local.sh --devices 3 -- COMMAND emulates them"),
         (["--config.data.row_length=16"], "longer than the rows"),
         (["--config.corpus.path=/nowhere/at/all"], "/nowhere/at/all"),
         (["--config.tokenizer.path=/nowhere"], "/nowhere"),
