@@ -2,7 +2,7 @@
 
 Command:     python -m lmtiny.train --config configs/d26.py --config.corpus.kind=files --config.corpus.path=FOLDER
 Hardware:    one host of accelerators, bfloat16; on fewer devices raise train.accumulation
-Fits:        v5e-8 with --config.parallel.fsdp=8: 11.5 of 15.75 GiB a chip, says the TPU compiler
+Fits:        from v5e-4 on --config.parallel.fsdp=4 --config.train.accumulation=2: 14.10 of 15.75 GiB a chip, says the TPU compiler
 Tokens:      21.7 billion (20 a parameter): 41,300 steps of 256 rows x 2,048
 Time:        not yet run
 Expected:    not yet run

@@ -2,6 +2,7 @@
 
 Command:     python -m lmtiny.train --config configs/qwen2_5_small.py --config.corpus.kind=files --config.corpus.path=FOLDER
 Hardware:    a TPU slice or several hosts of GPUs, bfloat16; set parallel.fsdp
+Fits:        from v5e-1 on --config.train.accumulation=256: 14.29 of 15.75 GiB a chip, says the TPU compiler
 Tokens:      13.1 billion: 25,000 steps of 256 rows x 2,048
 Time:        not yet run
 Expected:    not yet run

@@ -58,9 +58,17 @@ def test_the_38_million_are_exactly_thirds():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_names_the_smallest_slice_it_fits_on(path):
-    """The figure is the TPU compiler's (docs/performance.md); the formula must choose the same slice and come near."""
-    claim = r"Fits: +(v5e-\d+)((?: --config\.\S+=\d+)*): ([\d.]+) of 15\.75 GiB a chip"
+    """The figure is the TPU compiler's (docs/performance.md); the formula must agree, and not promise less memory."""
+    claim = r"Fits: +from (v5e-\d+) on((?: --config\.\S+=\d+)*): ([\d.]+) of 15\.75 GiB a chip"
     name, flags, figure = re.search(claim, path.read_text()).groups()
-    found = survey.smallest(config_lib.load(str(path)), chips.by_name("v5e"))
-    assert (found.name, found.overrides) == (name, {knob: int(value) for knob, value in re.findall(r"--config\.(\S+?)=(\d+)", flags)})
-    assert found.needed / 2**30 == pytest.approx(float(figure), rel=0.15, abs=0.05)
+    flags = {knob: int(value) for knob, value in re.findall(r"--config\.(\S+?)=(\d+)", flags)}
+    memory = chips.by_name("v5e").memory
+    smaller = []
+    for option in survey.survey(config_lib.load(str(path)), chips.by_name("v5e")):
+        if option.name == name:
+            break
+        smaller.append(option)
+    assert option.overrides == flags
+    # The compiler has the last word: it may find room where the formula, which keeps 5% free, is not sure.
+    assert 0.9 * float(figure) <= option.needed / 2**30 <= 1.05 * 15.75 and float(figure) <= 15.75
+    assert all(option.needed > 1.05 * memory for option in smaller)

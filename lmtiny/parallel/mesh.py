@@ -91,7 +91,11 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[Any] | None = Non
         raise UserError(f"parallel.data = {shape['data']} is not divisible by the {slices} slices: only copies go across slices")
     across = [slices if name == "data" else 1 for name in axes.MESH_AXES]
     inside = [size // count for size, count in zip(sizes, across, strict=True)]
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, across, devices), axes.MESH_AXES, axis_types=types)
+    try:
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    except NotImplementedError:  # no axis of the torus, nor several, has such a size: part of one will do
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    return Mesh(grid, axes.MESH_AXES, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh) -> jax.sharding.NamedSharding:

@@ -53,8 +53,10 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
     tables = [one for one in params if not one.in_blocks]
     head = max(tables, key=lambda one: one.whole)
     layer = sum(one.whole for one in params if one.in_blocks) / z.L
-    logits = {"logits": _logits(config, z), "head and its gradient": head.whole * (z.c + FLOAT32)}
-    block = {"block at work": _block_at_work(config, shape, size_of), "weights of two layers": 2 * layer * (z.c + FLOAT32)}
+    # A gradient that is to be scattered lies there whole before; one that is whole anyway is counted as a gradient below.
+    scattered = FLOAT32 if shape["fsdp"] > 1 else 0
+    logits = {"logits": _logits(config, z), "head and its gradient": head.whole * (z.c + scattered)}
+    block = {"block at work": _block_at_work(config, shape, size_of), "weights of two layers": 2 * layer * (z.c + scattered)}
     # The head is at work before the backward pass comes to the blocks; but all logits at once stay until the end of it.
     chunked = 0 < config.train.loss_chunk < z.b * z.T
     stays = {} if chunked else {"logits": logits["logits"]}
