@@ -172,7 +172,9 @@ class _Group(NamedTuple):
         if count == 1:
             return of_chunk(carry, (0, *here))
         chunks = [jnp.moveaxis(one.reshape(*one.shape[:2], count, size, one.shape[-1]), 2, 0) for one in here]
-        carry, results = jax.lax.scan(of_chunk, carry, (jnp.arange(count), *chunks))
+        # A mask depends on the chunk's number alone: without the barrier all masks would be made once for all layers, and kept.
+        together = jax.lax.optimization_barrier
+        carry, results = jax.lax.scan(lambda carry, item: of_chunk(carry, together(item)), carry, (jnp.arange(count), *chunks))
         return carry, tuple(jnp.moveaxis(one, 0, 2).reshape(*one.shape[1:3], count * size, -1) for one in results)
 
 

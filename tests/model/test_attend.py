@@ -175,6 +175,18 @@ def test_chunked_never_holds_all_scores():
     assert largest_array("chunked", 2048) == 32 * 2048
 
 
+def test_chunked_makes_its_masks_where_it_uses_them():
+    """jax takes what does not depend on a layer out of a scan over layers, and keeps it: T squared of masks."""
+
+    def loss(x_BTHN):
+        core = functools.partial(attend, window=UNLIMITED, soft_cap=0.0, implementation="chunked", chunk=32)
+        layer = jax.checkpoint(lambda x, _: (core(x, x, x, None), None))
+        return jnp.sum(jax.lax.scan(layer, x_BTHN, length=3)[0])
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(jax.ShapeDtypeStruct((1, 1024, 1, 4), jnp.float32))
+    assert max(math.prod(shape) for shape in shapes_of(jaxpr.jaxpr)) == 32 * 1024
+
+
 def test_the_program_of_chunked_does_not_grow_with_the_row():
     def size(num_queries):
         x = jax.ShapeDtypeStruct((1, num_queries, 1, 4), jnp.float32)
