@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lmtiny.parallel import collectives
-from lmtiny.parallel.matmul import matmul
+from lmtiny.parallel.matmul import matmul, product_over_rows, product_with_rows
 
 
 def cross_entropy(
@@ -42,15 +42,87 @@ def cross_entropy(
     return nll_kc.reshape(-1)[:num_tokens].reshape(targets_BT.shape)
 
 
+def summed_cross_entropy(
+    x_BTD: jax.Array, head_Dv: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, *, vocab_size: int, soft_cap: float, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (sum of weights x nll, the nll of `cross_entropy`, which has no gradient here).
+
+    With chunks the gradients are made in the forward pass, beside a chunk's logits, so that those are not computed twice: the
+    gradient of a sum is known up to one factor.  Under float16 it is not, since that factor is the loss's scale.
+    """
+    if not 0 < chunk < targets_BT.size or x_BTD.dtype == jnp.float16:
+        nll_BT = cross_entropy(x_BTD, head_Dv, targets_BT, vocab_size=vocab_size, soft_cap=soft_cap, chunk=chunk)
+        return jnp.sum(nll_BT * weights_BT), jax.lax.stop_gradient(nll_BT)
+    tokens = x_BTD.reshape(-1, x_BTD.shape[-1]), targets_BT.reshape(-1), weights_BT.reshape(-1)
+    total, nll_n = _summed_in_chunks(tokens[0], head_Dv, tokens[1], tokens[2], (vocab_size, soft_cap, chunk))
+    return total, jax.lax.stop_gradient(nll_n).reshape(targets_BT.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _summed_in_chunks(
+    x_nD: jax.Array, head_Dv: jax.Array, targets_n: jax.Array, weights_n: jax.Array, request: tuple[int, float, int]
+) -> tuple[jax.Array, jax.Array]:
+    vocab_size, soft_cap, chunk = request
+    nll_n = cross_entropy(x_nD[None], head_Dv, targets_n[None], vocab_size=vocab_size, soft_cap=soft_cap, chunk=chunk)[0]
+    return jnp.sum(nll_n * weights_n), nll_n
+
+
+def _summed_forward(
+    x_nD: jax.Array, head_Dv: jax.Array, targets_n: jax.Array, weights_n: jax.Array, request: tuple[int, float, int]
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    vocab_size, soft_cap, chunk = request
+    num_tokens = targets_n.shape[0]
+    # Added tokens have no weight.
+    padded = (jnp.pad(one, [(0, -num_tokens % chunk)] + [(0, 0)] * (one.ndim - 1)) for one in (x_nD, targets_n, weights_n))
+    pieces = tuple(one.reshape(-1, chunk, *one.shape[1:]) for one in padded)
+
+    def of_chunk(dhead_Dv: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        x_cD, targets_c, weights_c = piece
+        logits_cv, columns = _logits(x_cD, head_Dv, soft_cap)
+        nll_c, log_sum_c = _nll_of_logits(logits_cv, columns, targets_c, vocab_size)
+        probabilities_cv = jnp.where(columns < vocab_size, jnp.exp(logits_cv - log_sum_c[:, None]), 0.0)
+        dlogits_cv = (probabilities_cv - (columns == targets_c[:, None])) * weights_c[:, None]
+        if soft_cap:
+            dlogits_cv *= 1 - jnp.square(logits_cv / soft_cap)
+        dlogits_cv = dlogits_cv.astype(x_cD.dtype)
+        dx_cD = product_with_rows(dlogits_cv, head_Dv).astype(x_cD.dtype)
+        return dhead_Dv + product_over_rows(x_cD, dlogits_cv), (nll_c, dx_cD)
+
+    dhead_Dv, (nll_kc, dx_kcD) = jax.lax.scan(of_chunk, jnp.zeros(head_Dv.shape, jnp.float32), pieces)
+    nll_n, dx_nD = nll_kc.reshape(-1)[:num_tokens], dx_kcD.reshape(-1, x_nD.shape[1])[:num_tokens]
+    return (jnp.sum(nll_n * weights_n), nll_n), (dx_nD, dhead_Dv.astype(head_Dv.dtype))
+
+
+def _summed_backward(
+    request: tuple[int, float, int], saved: tuple[jax.Array, jax.Array], grads: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, None, None]:
+    dx_nD, dhead_Dv = saved
+    factor = collectives.total(grads[0], "vocab")  # each device that holds a part of the vocabulary contributes its share
+    return (factor * dx_nD).astype(dx_nD.dtype), (factor * dhead_Dv).astype(dhead_Dv.dtype), None, None
+
+
+_summed_in_chunks.defvjp(_summed_forward, _summed_backward)
+
+
 def _nll(x_nD: jax.Array, targets_n: jax.Array, *, head_Dv: jax.Array, vocab_size: int, soft_cap: float) -> jax.Array:
+    return _nll_of_logits(*_logits(x_nD, head_Dv, soft_cap), targets_n, vocab_size)[0]
+
+
+def _logits(x_nD: jax.Array, head_Dv: jax.Array, soft_cap: float) -> tuple[jax.Array, jax.Array]:
+    """Returns (logits of the columns that are here, float32, the numbers of these columns), both [n, v]."""
     logits_nv = soft_capped(matmul(x_nD, head_Dv, jnp.float32), soft_cap)
-    columns = jax.lax.broadcasted_iota(jnp.int32, logits_nv.shape, 1) + collectives.part("vocab") * head_Dv.shape[1]
+    return logits_nv, jax.lax.broadcasted_iota(jnp.int32, logits_nv.shape, 1) + collectives.part("vocab") * head_Dv.shape[1]
+
+
+def _nll_of_logits(logits_nv: jax.Array, columns: jax.Array, targets_n: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
+    """Returns (-log p(target), the logarithm of the sum of exponentials), over the whole vocabulary."""
     logits_nv = jnp.where(columns < vocab_size, logits_nv, -1e30)
     max_n = collectives.largest(jnp.max(logits_nv, axis=1), "vocab")
     sums_n = jnp.sum(jnp.exp(logits_nv - max_n[:, None]), axis=1)
     target_n = jnp.sum(jnp.where(columns == targets_n[:, None], logits_nv, 0.0), axis=1)
     sums_n, target_n = collectives.total((sums_n, target_n), "vocab")
-    return jnp.log(sums_n) + max_n - target_n
+    log_sum_n = jnp.log(sums_n) + max_n
+    return log_sum_n - target_n, log_sum_n
 
 
 def soft_capped(logits: jax.Array, cap: float) -> jax.Array:

@@ -159,15 +159,15 @@ def _vocabulary(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> li
     chunked = 0 < chunk < tokens
     if chunked:
         numbers *= -(-tokens // chunk) * chunk / tokens
-    # Forward: maximum, sum of exponentials, target's logit; backward: the transposes of the two sums; a chunk's maximum and
-    # sum are computed again (the target's logit is not needed for a gradient).
+    # Forward: maximum, sum of exponentials, target's logit; backward: the transposes of the two sums, or, with chunks, whose
+    # gradients are made in the forward pass, one number.
     return [
         Line("embedding, summed over stages", "all-reduce", ("pipeline",), 2 * x * 2 * _share(stages)),
         Line("embedding, summed over vocabulary", "reduce-scatter", ("tensor",), x * _share(tensor)),
         Line("embedding, backward", "all-gather", ("tensor",), x * _share(tensor)),
         Line("what the head reads", "all-gather", ("tensor",), x * _share(tensor)),
         Line("what the head reads, backward", "reduce-scatter", ("tensor",), x * _share(tensor)),
-        Line("loss over the vocabulary", "all-reduce", over, numbers * (8 if chunked else 5)),
+        Line("loss over the vocabulary", "all-reduce", over, numbers * (3 if chunked else 5)),
     ]
 
 

@@ -19,7 +19,7 @@ from lmtiny.model import size
 from lmtiny.parallel import axes as axes_lib
 from lmtiny.parallel import collectives
 from lmtiny.parallel.mesh import batch_sharding
-from lmtiny.parallel.vocab_cross_entropy import cross_entropy
+from lmtiny.parallel.vocab_cross_entropy import summed_cross_entropy
 from lmtiny.parallel.zigzag import own_time
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import TrainState, abstract_state, state_shardings, weight_shardings, weight_specs
@@ -31,21 +31,23 @@ SCALE_GROWTH_STEPS = 2000  # Mixed Precision Training, arXiv 1710.03740, and the
 
 def token_losses(
     graph: Any, params: Any, tokens: jax.Array, bos_id: int, config: ml_collections.ConfigDict, dropout_key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Returns (nll_BT in nats, mask_BT as 0.0 or 1.0, losses of the blocks' own) of packed rows tokens[B, T+1].
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Returns (sum of nats, nll_BT in nats, mask_BT as 0.0 or 1.0, losses of the blocks' own) of packed rows tokens[B, T+1].
 
-    Padding has mask 0.  Inside shard_map T is what this device holds of it, and the blocks' losses are its share.
+    Padding has mask 0.  Inside shard_map T is what this device holds of it, and the blocks' losses are its share.  The sum has
+    gradients, nll_BT has none.
     """
     model = nnx.merge(graph, params)
     inputs_BT = tokens[:, :-1]
     x_BTD, _, losses = model.hidden(
         inputs_BT, rows.positions(inputs_BT, bos_id), rows.segments(inputs_BT, bos_id), None, dropout_key
     )
-    nll_BT = cross_entropy(
-        collectives.gather(x_BTD, "sequence", 1), model.head_DV(), own_time(tokens[:, 1:]),
+    mask_BT = own_time(rows.target_mask(tokens, bos_id)).astype(jnp.float32)
+    total, nll_BT = summed_cross_entropy(
+        collectives.gather(x_BTD, "sequence", 1), model.head_DV(), own_time(tokens[:, 1:]), mask_BT,
         vocab_size=config.tokenizer.vocab_size, soft_cap=config.model.logit_soft_cap, chunk=config.train.loss_chunk,
     )  # fmt: skip
-    return nll_BT, own_time(rows.target_mask(tokens, bos_id)).astype(jnp.float32), losses
+    return total, nll_BT, mask_BT, losses
 
 
 def make_gradients(config: ml_collections.ConfigDict, bos_id: int) -> Callable[..., tuple[jax.Array, Any, jax.Array, jax.Array]]:
@@ -94,10 +96,10 @@ def _local_gradients(
     share = token_scale / collectives.parts("vocab")
 
     def microbatch_loss(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        nll_bT, mask_bT, losses = token_losses(graph, params, tokens, bos_id, config, key)
+        total, nll_bT, mask_bT, losses = token_losses(graph, params, tokens, bos_id, config, key)
         rows_b = jnp.sum(nll_bT * mask_bT, axis=1)
         own = sum((of_blocks[name] * loss for name, loss in losses.items()), jnp.float32(0))
-        return jnp.sum(rows_b) * share + own * row_scale, rows_b
+        return total * share + own * row_scale, rows_b
 
     def add(grads: Any, microbatch: Any) -> tuple[Any, jax.Array]:
         index, tokens_bT = microbatch
@@ -191,7 +193,7 @@ def make_eval_step(config: ml_collections.ConfigDict, mesh: Mesh, bos_id: int) -
     graph, _, axes = size.abstract(config)
 
     def step(params: Any, tokens: jax.Array, token_bytes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        nll_BT, mask_BT, _ = token_losses(graph, params, tokens, bos_id, config)
+        _, nll_BT, mask_BT, _ = token_losses(graph, params, tokens, bos_id, config)
         bytes_BT = jnp.take(token_bytes, own_time(tokens[:, 1:]), axis=0, mode="clip") * mask_BT
         counted_BT = (bytes_BT > 0).astype(jnp.float32)
         sums: tuple[jax.Array, jax.Array, jax.Array] = collectives.total(

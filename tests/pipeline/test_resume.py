@@ -179,8 +179,9 @@ import lmtiny.training.step as step
 import jax.numpy as jnp
 losses = step.token_losses
 def poisoned(graph, params, tokens, *args):
-    nll, *others = losses(graph, params, tokens, *args)
-    return jnp.where(tokens[:, 1:] == 299, jnp.inf, nll), *others
+    total, nll, *others = losses(graph, params, tokens, *args)
+    bad = jnp.where(tokens[:, 1:] == 299, jnp.inf, 0.0)
+    return total + jnp.sum(bad), nll + bad, *others
 step.token_losses = poisoned
 import lmtiny.data.loader as loader
 batches = loader.batches

@@ -10,7 +10,7 @@ from flax import nnx
 from lmtiny import config as config_lib
 from lmtiny.model import size
 from lmtiny.parallel import mesh as mesh_lib
-from lmtiny.parallel.vocab_cross_entropy import cross_entropy
+from lmtiny.parallel.vocab_cross_entropy import cross_entropy, summed_cross_entropy
 from lmtiny.training.evaluation import score
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import init_state
@@ -41,14 +41,19 @@ TOKENS = np.array(
 )
 
 
-@pytest.mark.parametrize(("soft_cap", "padding", "chunk"), [(0.0, 0, 0), (3.0, 20, 0), (0.0, 20, 5)])
-def test_cross_entropy_is_optax_on_the_same_logits(soft_cap, padding, chunk):
+@pytest.mark.parametrize("summed", [False, True])
+@pytest.mark.parametrize(("soft_cap", "padding", "chunk"), [(0.0, 0, 0), (3.0, 20, 0), (0.0, 20, 5), (3.0, 20, 5), (3.0, 0, 14)])
+def test_cross_entropy_is_optax_on_the_same_logits(soft_cap, padding, chunk, summed):
     keys = jax.random.split(jax.random.key(0), 3)
     x, head = jax.random.normal(keys[0], (2, 7, 16)), jax.random.normal(keys[1], (16, 40 + padding))
     targets = jax.random.randint(keys[2], (2, 7), 0, 40)
 
+    weights, request = jnp.arange(14.0).reshape(2, 7), {"vocab_size": 40, "soft_cap": soft_cap, "chunk": chunk}
+
     def ours(x, head):
-        return jnp.sum(cross_entropy(x, head, targets, vocab_size=40, soft_cap=soft_cap, chunk=chunk) * jnp.arange(14.0).reshape(2, 7))
+        if summed:
+            return 3.0 * summed_cross_entropy(x, head, targets, weights / 3, **request)[0]
+        return jnp.sum(cross_entropy(x, head, targets, **request) * weights)
 
     def theirs(x, head):
         logits = (x @ head)[..., :40]
@@ -57,6 +62,8 @@ def test_cross_entropy_is_optax_on_the_same_logits(soft_cap, padding, chunk):
 
     found, expected = (jax.value_and_grad(loss, argnums=(0, 1))(x, head) for loss in (ours, theirs))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    nll = summed_cross_entropy(x, head, targets, weights, **request)[1]
+    np.testing.assert_allclose(nll, cross_entropy(x, head, targets, **request), rtol=1e-5)
 
 
 def test_the_mean_is_over_target_tokens_by_hand():
