@@ -19,7 +19,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from lmtiny import command_line, console, files
-from lmtiny.config import nearest
+from lmtiny.config import MESH_AXES, nearest
 from lmtiny.errors import UserError
 from lmtiny.parallel import chips
 from lmtiny.parallel.chips import GIB, Chip
@@ -155,7 +155,7 @@ def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int
 
     rows, report = [], []
     for one in survey_lib.survey(config, chip):
-        shape = {axis: one.mesh.get(axis, 1) for axis in meshes.AXES}
+        shape = {axis: one.mesh.get(axis, 1) for axis in MESH_AXES}
         bounds = roofline(one.config, shape, chip, traffic.traffic(one.config, shape), 1)
         times = [console.duration(time) for time in (bounds.at_best, bounds.at_best * config.train.num_steps)] if bounds else ["", ""]
         rows.append((one.name, meshes.name(one.mesh), one.accumulation, gib(one.needed), "yes" if one.fits else "no", *times))

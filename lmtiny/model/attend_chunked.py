@@ -139,10 +139,8 @@ class _Group(NamedTuple):
         size = self.request.chunk
         return max(0, (chunk_number * size - self.request.window + 1) // size * size)
 
-    def _start(self, index: jax.Array | int) -> jax.Array | int:
+    def _start(self, index: jax.Array | int) -> jax.Array:
         """Returns the first key that chunk `index` of the group reads."""
-        if isinstance(index, int):
-            return max(self.first_key, (self.first + index + 1) * self.request.chunk - self.num_read)
         return jnp.maximum(self.first_key, (self.first + index + 1) * self.request.chunk - self.num_read)
 
     def keys(self, index: jax.Array | int, x_ZTN: jax.Array) -> jax.Array:

@@ -51,14 +51,14 @@ def product(x_nI: jax.Array, w_IO: jax.Array) -> jax.Array:
 
 def product_with_rows(x_nI: jax.Array, w_OI: jax.Array) -> jax.Array:
     """Returns x W^T in float32: each row of x times each row of W."""
-    return _contract(x_nI, w_OI, -1, -1)
+    numbers, last = tuple(range(x_nI.ndim - 2)), x_nI.ndim - 1
+    axes = ((last,), (last,)), (numbers, numbers)
+    return jax.lax.dot_general(x_nI, w_OI, axes, preferred_element_type=jnp.float32)
 
 
 def product_over_rows(x_nI: jax.Array, y_nO: jax.Array) -> jax.Array:
     """Returns x^T y in float32: a sum over rows."""
-    if mesh.platform() == "cpu":
-        return product(transposed(x_nI), y_nO)
-    return _contract(x_nI, y_nO, -2, -2)
+    return product(transposed(x_nI), y_nO)
 
 
 def transposed(x_nI: jax.Array) -> jax.Array:
@@ -68,9 +68,3 @@ def transposed(x_nI: jax.Array) -> jax.Array:
         return x_nI.swapaxes(-1, -2)
     pieces = x_nI.reshape(*x_nI.shape[:-2], -1, ROWS_AT_ONCE, columns)
     return jnp.moveaxis(pieces, -1, -3).reshape(*x_nI.shape[:-2], columns, rows)
-
-
-def _contract(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
-    numbers = tuple(range(left.ndim - 2))
-    axes = ((left.ndim + left_axis,), (right.ndim + right_axis,))
-    return jax.lax.dot_general(left, right, (axes, (numbers, numbers)), preferred_element_type=jnp.float32)

@@ -79,7 +79,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[Any] | None = Non
     """
     devices = jax.devices() if devices is None else devices
     asked = math.prod(max(1, config.parallel[name]) for name in axes.MESH_AXES)
-    if asked > 1 == len(devices) and devices[0].platform == "cpu":
+    if len(devices) == 1 < asked and devices[0].platform == "cpu":
         raise UserError(f"parallel: {asked} devices asked for, a CPU is one; launch/local.sh --devices {asked} -- COMMAND emulates them")
     shape = config_lib.mesh_shape(config, len(devices))
     sizes = tuple(shape[name] for name in axes.MESH_AXES)

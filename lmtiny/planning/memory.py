@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import ml_collections
 
+from lmtiny import config as config_lib
 from lmtiny.planning.shapes import Parameter, Shape, Sizes, parameters, saved_leaves, sizes, state_leaves
 
 FLOAT32 = 4
@@ -77,7 +78,7 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
 def cache_bytes(config: ml_collections.ConfigDict, num_rows: int = 1, num_slots: int = 0) -> int:
     """Returns the bytes of the keys and values a chat keeps; `num_slots` 0: the whole context."""
     c = config.model
-    one = sizes(config, dict.fromkeys(("pipeline", "data", "fsdp", "expert", "context", "tensor"), 1))
+    one = sizes(config, dict.fromkeys(config_lib.MESH_AXES, 1))
     return 2 * c.num_layers * num_rows * (num_slots or c.context_length) * one.K * one.N * one.c
 
 

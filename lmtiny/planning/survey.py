@@ -50,11 +50,6 @@ def survey(config: ml_collections.ConfigDict, chip: chips.Chip) -> Iterator[Opti
             yield found
 
 
-def smallest(config: ml_collections.ConfigDict, chip: chips.Chip) -> Option | None:
-    """Returns the Option of fewest devices that fits, or None."""
-    return next((one for one in survey(config, chip) if one.fits), None)
-
-
 def _option(config: ml_collections.ConfigDict, chip: chips.Chip, name: str, num_devices: int) -> Option | None:
     last = None
     batch = config.train.batch_size

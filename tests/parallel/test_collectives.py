@@ -7,28 +7,13 @@ gate, down) without biases and norm scales, AdamW, blocks recomputed.  Sums of a
 import jax
 import pytest
 
-from lmtiny import config as config_lib
 from lmtiny.parallel import mesh as mesh_lib
 from lmtiny.planning import hlo, traffic
 from lmtiny.training.step import traced_train_step
+from tests.parallel.small_step import LAYERS, config_on
 
-LAYERS, MATRICES = 4, 7
+MATRICES = 7
 FEW = 1024  # bytes
-
-
-def config_on(mesh, **changes):
-    config = config_lib.defaults()
-    config.tokenizer.vocab_size = 512
-    config.model.update(
-        {"num_layers": LAYERS, "width": 64, "num_heads": 8, "context_length": 64, "activation": "swiglu", "scan_layers": True,
-         "remat": "block"}
-    )  # fmt: skip
-    config.train.batch_size, config.optimizer.name = 16, "adamw"
-    config.parallel.update(mesh)
-    for name, value in changes.items():
-        config_lib.set_knob(config, name, value)
-    config_lib.check(config)
-    return config
 
 
 def sent(config):

@@ -28,7 +28,10 @@ def test_each_kind_sends_what_its_ring_sends():
     assert kinds(compiled_text(lambda x: jax.lax.psum(x, "x"), (1024,))) == {"all-reduce": (1, 2 * size * 7 / 8)}
     assert kinds(compiled_text(lambda x: jax.lax.all_gather(x, "x"), (1024,))) == {"all-gather": (1, 7 * size)}
     assert kinds(compiled_text(ring, (1024,))) == {"collective-permute": (1, size)}
-    swap = lambda x: jax.lax.all_to_all(x, "x", 0, 0, tiled=True)  # noqa: E731
+
+    def swap(x):
+        return jax.lax.all_to_all(x, "x", 0, 0, tiled=True)
+
     assert kinds(compiled_text(swap, (1024,))) == {"all-to-all": (1, size * 7 / 8)}
 
 

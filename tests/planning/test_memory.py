@@ -15,7 +15,7 @@ from lmtiny.planning import fit, memory, meshes, roofline, shapes, traffic
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import abstract_state
 
-ONE = dict.fromkeys(meshes.AXES, 1)
+ONE = dict.fromkeys(config_lib.MESH_AXES, 1)
 
 
 def small_config(**changes):
@@ -39,7 +39,10 @@ def test_the_state_is_what_a_device_holds(mesh, zero):
     with jax.set_mesh(devices):
         there = abstract_state(config, make_optimizer(config, size.abstract(config)[2]), devices)
         state = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), there)
-    held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
+
+    def held(tree):
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
     found = memory.memory(config, dict(devices.shape), tiled=False)
     assert found.parts["weights"] == held(state.params)
     assert found.parts["optimizer state"] == held(state.optimizer)
@@ -51,7 +54,10 @@ def test_saved_activations_are_the_blocks_inputs_under_remat():
     stacked = [leaf for leaf in leaves if leaf[0][0] == 4]
     assert [leaf for leaf in stacked if math.prod(leaf[0]) > 64] == [((4, 16, 64, 64), 4)]
     without = shapes.saved_leaves(small_config(**{"model.remat": "none"}), ONE)
-    elements = lambda leaves: sum(math.prod(shape) for shape, _ in leaves)  # noqa: E731
+
+    def elements(leaves):
+        return sum(math.prod(shape) for shape, _ in leaves)
+
     assert elements(without) > 10 * elements(leaves)
 
 

@@ -2,25 +2,11 @@
 
 import pytest
 
-from lmtiny import config as config_lib
 from lmtiny.parallel import mesh as mesh_lib
 from lmtiny.planning import traffic
 from lmtiny.training.step import traced_train_step
+from tests.parallel.small_step import config_on
 from tests.planning.jaxpr_traffic import sent_bytes
-
-
-def small_config(**changes):
-    config = config_lib.defaults()
-    config.tokenizer.vocab_size = 512
-    config.model.update(
-        {"num_layers": 4, "width": 64, "num_heads": 8, "num_kv_heads": 8, "context_length": 64, "activation": "swiglu", "scan_layers": True,
-         "remat": "block", "compute_dtype": "bfloat16"}
-    )  # fmt: skip
-    config.train.batch_size, config.optimizer.name = 16, "adamw"
-    for name, value in changes.items():
-        config_lib.set_knob(config, name, value)
-    config_lib.check(config)
-    return config
 
 
 def asked_for(config):
@@ -55,7 +41,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("mesh", "changes"), [*((mesh, {}) for mesh in MESHES), *CHANGES], ids=str)
 def test_the_formula_is_what_the_step_asks_for(mesh, changes):
-    config = small_config(**changes, **{f"parallel.{name}": count for name, count in mesh.items()})
+    config = config_on(mesh, **{"model.compute_dtype": "bfloat16", **changes})
     asked, shape = asked_for(config)
     lines = [
         line for line in traffic.traffic(config, shape, tied_once=False) if line.what not in OF_JIT
