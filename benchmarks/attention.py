@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import steps
 
 from lmtiny.model.attend import attend
-from lmtiny.parallel import mesh
+from lmtiny.parallel import host
 
 TOKENS, HEADS, HEAD_DIM = 4096, 6, 64
 UNLIMITED = 2**30
@@ -54,7 +54,7 @@ def main():
     parser.add_argument("--documents", action="store_true", help="rows hold packed documents")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    mesh.keep_freed_memory()
+    host.keep_freed_memory()
     records = []
     print(f"{'T':>6} {'type':9} {'chunk':>9} {'ms':>8} {'times as fast':>13} {'MiB':>7}")
     for length in map(int, args.length.split(",")):

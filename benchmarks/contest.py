@@ -35,31 +35,19 @@ def lmtiny_config(shape, dtype, overrides):
 
 def lmtiny_steps(config):
     """Returns f(n): takes n steps on random tokens and returns the last loss; the optimizer and everything else as lmtiny.train has it."""
-    import jax
     import numpy as np
+    import steps
 
-    from lmtiny.model import attend, size
-    from lmtiny.parallel import mesh as mesh_lib
-    from lmtiny.training.optimizer import make_optimizer
-    from lmtiny.training.state import init_state
-    from lmtiny.training.step import make_train_step
-
-    mesh = mesh_lib.make_mesh(config)
-    with jax.set_mesh(mesh):
-        optimizer = make_optimizer(config, size.abstract(config)[2])
-        step = make_train_step(attend.resolved(config, mesh)[0], optimizer, mesh, config.tokenizer.vocab_size)
-        state = init_state(config, optimizer, mesh)
-    random, sizes = np.random.default_rng(0), (config.train.batch_size, config.model.context_length + 1)
+    step, random = steps.of(config), np.random.default_rng(0)
+    state, _ = step.start()
 
     def run(number):
         nonlocal state
-        with jax.set_mesh(mesh):
-            for _ in range(number):
-                rows = random.integers(0, config.tokenizer.vocab_size, sizes).astype(np.int32)
-                state, metrics = step(state, mesh_lib.place_batch(mesh, rows, sizes[0]))
+        for _ in range(number):
+            state, metrics = step.run(state, step.batch(random))
         return float(metrics["loss"])
 
-    run.peak_memory = lambda: (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    run.peak_memory = lambda: (step.mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
     return run
 
 

@@ -31,9 +31,9 @@ def make(who, kind, args):
     shape = SHAPES[args.shape]
     if who == "peer":
         return contest.nanogpt_steps(args.peer, shape, *kind.split())
-    from lmtiny.parallel import mesh
+    from lmtiny.parallel import host
 
-    mesh.keep_freed_memory()
+    host.keep_freed_memory()
     dtype, *more = kind.split("+")
     return contest.lmtiny_steps(contest.lmtiny_config(shape, dtype, dict(text.split("=", 1) for text in more)))
 

@@ -22,193 +22,22 @@ Variables such as NANOCHAT_DTYPE=bfloat16 and OMP_NUM_THREADS reach both.  Let n
 """
 
 import argparse
-import itertools
 import json
-import math
 import os
 import pathlib
 import random
-import re
-import runpy
-import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 
+from sides import ours, peer, say
+
 HELD_OUT = 2  # books
 PEER_FLAGS = "--depth=4 --head-dim=64 --device-batch-size=8 --total-batch-size=2048"
-PEER_SEED = 42  # what nanochat sets by itself
 PEER_NEEDS = "torch, rustbpe, tiktoken, pyarrow.parquet, wandb, requests, filelock, yaml, jinja2"
 HERE = pathlib.Path(__file__).resolve()
-
-
-# ---- what the peer's Python does: --job ----
-
-
-def write_shards(texts, folder):
-    """Writes the "train" and "held_out" texts of the JSON file `texts` as nanochat's shards; the last one is its validation."""
-    import pyarrow
-    import pyarrow.parquet
-
-    documents = json.loads(pathlib.Path(texts).read_text())
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True)
-    for number, split in enumerate(("train", "held_out")):
-        table = pyarrow.table({"text": documents[split]})
-        pyarrow.parquet.write_table(table, folder / f"shard_{number:05d}.parquet", row_group_size=512)
-
-
-def train_peer(flags, seed):
-    """Runs scripts.base_train with `flags`, its torch.manual_seed given `seed`."""
-    import torch
-
-    set_seed = torch.manual_seed
-    torch.manual_seed = lambda _: set_seed(seed)
-    sys.argv = ["base_train", *shlex.split(flags)]
-    runpy.run_module("scripts.base_train", run_name="__main__", alter_sys=True)
-
-
-def score_peer(texts, folder):
-    """Prints {"nats", "bytes", "tokens", "parameters"} of nanochat's newest checkpoint in `folder` over the sections of `texts`."""
-    import torch
-    from nanochat.checkpoint_manager import build_model, find_last_step
-
-    model, tokenizer, meta = build_model(folder, find_last_step(folder), torch.device("cpu"), "eval")
-    length, bos = meta["model_config"]["sequence_len"], tokenizer.get_bos_token_id()
-    windows = []
-    for ids in tokenizer.encode(json.loads(pathlib.Path(texts).read_text())["sections"]):
-        windows += [ids[start : start + length] for start in range(0, len(ids), length)]
-    nats, num_bytes = 0.0, 0
-    with torch.inference_mode():
-        for start in range(0, len(windows), 16):
-            some = windows[start : start + 16]
-            inputs = torch.tensor([[bos, *ids[:-1]] + [bos] * (length - len(ids)) for ids in some])
-            targets = torch.tensor([ids + [-1] * (length - len(ids)) for ids in some])  # -1: no loss
-            nats += model(inputs, targets, loss_reduction="none").double().sum().item()
-            num_bytes += sum(len(tokenizer.decode_single_token_bytes(token)) for ids in some for token in ids)
-    parameters = sum(value.numel() for value in model.parameters())
-    print(json.dumps({"nats": nats, "bytes": num_bytes, "tokens": sum(map(len, windows)), "parameters": parameters}))
-
-
-# ---- the two sides ----
-
-
-def run(command, log, cwd, **variables):
-    """Runs a command in `cwd`, its output into the file `log`; returns the output, or ends the program with its last line."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1"} | variables
-    with open(log, "w", encoding="utf-8") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=environment, check=False).returncode
-    output = log.read_text(encoding="utf-8", errors="replace")
-    if code:
-        last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
-        raise SystemExit(f"{log.stem} ended with code {code}: {last.strip()} (all of it: {log})")
-    return output
-
-
-def steps_for(minutes, seconds):
-    """Returns how many steps of `seconds` take `minutes`."""
-    return max(2, round(60 * minutes / seconds))
-
-
-def whole(seconds):
-    """Returns (seconds of all steps, the first at the median; the median) of steps behind the first, the one that compiles."""
-    median = statistics.median(seconds)
-    return sum(seconds) + median, median
-
-
-def our_run(args, config, books, work, name, num_steps, more):
-    """Trains lmtiny in work/name; returns (seconds of training, seconds of a step, last validation bits per byte).
-
-    The seconds are right to within a step: a line of the log is timed when the next step has been started.
-    """
-    from lmtiny import run_log
-
-    knobs = dict(text.split("=", 1) for text in args.set) | {
-        "corpus.kind": "files", "corpus.path": books, "corpus.validation_path": books / "held_out", "data.dir": work / "prepared",
-        "train.num_steps": num_steps, "optimizer.warmup_steps": min(config.optimizer.warmup_steps, num_steps),
-        "evaluation.every": 0, "evaluation.sample_every": 0, "checkpoint.every": 0, **more,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "lmtiny.train", "--config", os.path.abspath(args.config), "--workdir", str(work / name)]
-    run(command + [f"--config.{knob}={value}" for knob, value in knobs.items()], work / f"{name}.log", work)
-    lines = run_log.read_metrics(work / name)
-    timed = [line for line in lines if "tokens_per_second" in line]
-    tokens_a_step, seconds = timed[0]["tokens"], []
-    for before, line in itertools.pairwise(timed):
-        seconds += [tokens_a_step / line["tokens_per_second"]] * ((line["tokens"] - before["tokens"]) // tokens_a_step)
-    return *whole(seconds), lines[-1].get("validation_bits_per_byte")
-
-
-def ours(args, config, books, work):
-    """Prepares and calibrates lmtiny; returns (its facts, f(seed) -> (bits per byte, seconds))."""
-    from lmtiny.data import loader, shards
-    from lmtiny.model import size
-
-    say("ours: calibrating")
-    _, step, _ = our_run(args, config, books, work, "ours-calibration", args.calibrate, {"evaluation.rows": 1, "log.every": 5})
-    prepared = shards.read(work / "prepared")
-    rows = loader.Rows(prepared, "validation", config.model.context_length)
-    counted = sum(int(prepared.tokenizer.token_bytes[rows[number][1:]].sum()) for number in range(len(rows)))
-    config.tokenizer.vocab_size = prepared.tokenizer.vocab_size
-    num_steps = steps_for(args.minutes, step)
-    say(f"ours: {step * 1e3:.1f} ms a step, {num_steps} steps")
-
-    def train(seed):
-        more = {"seed": seed, "evaluation.rows": len(rows)}
-        seconds, _, score = our_run(args, config, books, work, f"ours-seed{seed}", num_steps, more)
-        return score, seconds
-
-    return {
-        "who": "lmtiny", "settings": " ".join([pathlib.Path(args.config).stem, *args.set]), "vocabulary": prepared.tokenizer.vocab_size,
-        "parameters": size.count_parameters(config)["total"], "steps": num_steps,
-        "tokens": num_steps * config.train.batch_size * config.model.context_length, "bytes": counted,
-    }, train  # fmt: skip
-
-
-def peer(args, config, texts, work):
-    """The same of nanochat: its tokenizer, its base_train, its model scored by score_peer."""
-    base = work / "nanochat"
-    job = [args.peer_python, str(HERE), "--books", "", "--texts", str(texts)]
-    variables = {"NANOCHAT_BASE_DIR": str(base), "WANDB_MODE": "disabled", "PYTHONPATH": args.peer}
-    say("peer: its tokenizer")
-    run([*job, "--job", "shards", "--folder", str(base / "base_data_climbmix")], work / "peer-shards.log", args.peer, **variables)
-    tok_train = [args.peer_python, "-m", "scripts.tok_train", f"--vocab-size={config.tokenizer.vocab_size}"]
-    run(tok_train, work / "peer-tokenizer.log", args.peer, **variables)
-
-    def base_train(name, num_steps, seed):
-        """Returns (seconds of training, seconds of a step, tokens, what it says of its time itself)."""
-        flags = f"--run=dummy --device-type=cpu --window-pattern=L --max-seq-len={config.model.context_length} --eval-every=-1"
-        flags += f" --core-metric-every=-1 --sample-every=-1 {args.peer_flags} --num-iterations={num_steps} --model-tag={name}"
-        command = [*job, "--job", "train", f"--peer-flags={flags}", "--seed", str(seed)]
-        output = run(command, work / f"{name}.log", args.peer, **variables)
-        seconds = [float(ms) / 1e3 for ms in re.findall(r"^step \d+/.* dt: ([\d.]+)ms", output, re.MULTILINE)]
-        tokens = int(re.search(r"Total number of training tokens: ([\d,]+)", output)[1].replace(",", ""))
-        return *whole(seconds[1:]), tokens, re.search(r"Total training time: (\S+)", output)[1]
-
-    say("peer: calibrating")
-    _, step, _, _ = base_train("peer-calibration", args.calibrate, PEER_SEED)
-    num_steps = steps_for(args.minutes, step)
-    say(f"peer: {step * 1e3:.1f} ms a step, {num_steps} steps")
-    facts = {"who": "nanochat", "settings": args.peer_flags, "vocabulary": config.tokenizer.vocab_size, "steps": num_steps}
-
-    def train(seed):
-        name = f"peer-seed{seed}"
-        seconds, _, facts["tokens"], told = base_train(name, num_steps, PEER_SEED + seed)
-        say(f"peer, seed {seed}: its loop says {told} (without its first 11 steps)")
-        command = [*job, "--job", "score", "--folder", str(base / "base_checkpoints" / name)]
-        score = json.loads(run(command, work / f"{name}-score.log", args.peer, **variables).splitlines()[-1])
-        facts["parameters"], facts["bytes"] = score["parameters"], score["bytes"]
-        return score["nats"] / (math.log(2) * score["bytes"]), seconds
-
-    return facts, train
-
-
-# ---- the comparison ----
-
-
-def say(text):
-    print(text, flush=True)
 
 
 def check(args):
@@ -334,20 +163,9 @@ def main():
     parser.add_argument("--calibrate", type=int, default=30, help="steps of a calibration run")
     parser.add_argument("--document-bytes", type=int, default=4000, help="of nanochat's training documents, at most")
     parser.add_argument("--work", help="a new folder is made in this one, and stays (default: where temporary files go)")
-    parser.add_argument("--job", choices=("shards", "train", "score"), help=argparse.SUPPRESS)
-    for name in ("--texts", "--folder"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job == "shards":
-        write_shards(args.texts, args.folder)
-    elif args.job == "train":
-        train_peer(args.peer_flags, args.seed)
-    elif args.job == "score":
-        score_peer(args.texts, args.folder)
-    else:
-        args.peer = os.path.abspath(args.peer) if args.peer else ""
-        compare(args)
+    args.peer = os.path.abspath(args.peer) if args.peer else ""
+    compare(args)
 
 
 if __name__ == "__main__":

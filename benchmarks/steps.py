@@ -40,17 +40,25 @@ class Step:
 
     def start(self):
         """Returns (a fresh state, a batch of random tokens)."""
-        shape = (self.config.train.batch_size, self.config.model.context_length + 1)
-        rows = np.random.default_rng(0).integers(0, 250, shape).astype(np.int32)
         with jax.set_mesh(self.mesh):
             optimizer = make_optimizer(self.config, size.abstract(self.config)[2])
-            return init_state(self.config, optimizer, self.mesh), mesh_lib.place_batch(self.mesh, rows, shape[0])
+            return init_state(self.config, optimizer, self.mesh), self.batch(np.random.default_rng(0))
+
+    def batch(self, random):
+        """Returns a batch of tokens drawn with `random`; none of them begins a document."""
+        shape = (self.config.train.batch_size, self.config.model.context_length + 1)
+        rows = random.integers(0, min(BOS, self.config.tokenizer.vocab_size), shape).astype(np.int32)
+        return mesh_lib.place_batch(self.mesh, rows, shape[0])
 
 
 def build(path, overrides, num_devices=1):
     """Returns the Step of a config file with `overrides` (dotted knob -> value) on the first `num_devices` devices."""
-    config = config_lib.load(path, {name: str(value) for name, value in overrides.items()})
-    mesh = mesh_lib.make_mesh(config, jax.devices()[:num_devices])
+    return of(config_lib.load(path, {name: str(value) for name, value in overrides.items()}), jax.devices()[:num_devices])
+
+
+def of(config, devices=None):
+    """Returns the Step of a config on `devices` (default: all)."""
+    mesh = mesh_lib.make_mesh(config, devices)
     config, _ = attend.resolved(config, mesh)
     with jax.set_mesh(mesh):
         return Step(config, mesh, traced_train_step(config, mesh, BOS).lower().compile())

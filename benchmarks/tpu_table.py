@@ -16,6 +16,13 @@ import sys
 import tempfile
 import time
 
+from lmtiny import config as config_lib
+from lmtiny.parallel import chips
+from lmtiny.planning import meshes, shapes, slices, traffic
+from lmtiny.planning.hlo import Collective
+from lmtiny.planning.memory import memory
+from lmtiny.planning.survey import survey
+
 ROOT = pathlib.Path(__file__).parents[1]
 SLICES = ("v5e-8", "v5e-16", "v5e-256", "v6e-8", "v5p-16")
 WEAK = ("d12", ("v5e-8", "v5e-16", "v5e-32", "v5e-64", "v5e-128", "v5e-256"), 16)  # rows a chip
@@ -24,16 +31,15 @@ SMALLEST = "v5e"  # of this chip, the fewest that hold a config, and one size le
 GIB = 2**30
 
 
-def jobs(only, slices):
+def jobs(only, names):
     """Yields (table, config, slice, overrides)."""
     for config in sorted(file.stem for file in (ROOT / "configs").glob("[!_]*.py")):
         if not only or config in only:
-            yield from (("configs", config, name, {}) for name in slices)
-    config, names, rows = WEAK
+            yield from (("configs", config, name, {}) for name in names)
+    config, slices_of_chip, rows = WEAK
     if not only or config in only:
-        for name in names:
-            chips = int(name.split("-")[1])
-            yield "weak scaling", config, name, {"train.batch_size": rows * chips, "train.accumulation": 2}
+        for name in slices_of_chip:
+            yield "weak scaling", config, name, {"train.batch_size": rows * slices.parse(name).num_chips, "train.accumulation": 2}
     for config, name in TWO_SLICES:
         if not only or config in only:
             yield "two slices", config, name, {}
@@ -44,11 +50,6 @@ def jobs(only, slices):
 
 def smallest(config):
     """Returns the Options of the smallest slice that holds the config, by formula, and of the next smaller one."""
-    sys.path.insert(0, str(ROOT))
-    from lmtiny import config as config_lib
-    from lmtiny.parallel import chips
-    from lmtiny.planning.survey import survey
-
     tried = []
     for option in survey(config_lib.load(str(ROOT / "configs" / f"{config}.py")), chips.by_name(SMALLEST)):
         tried.append(option)
@@ -63,14 +64,10 @@ def key(table, config, name, overrides):
 
 def batch_for(config, name):
     """Returns overrides that spread the config's batch over the slice: few rows a chip at a time, the batch itself kept."""
-    sys.path.insert(0, str(ROOT))
-    from lmtiny import config as config_lib
-    from lmtiny.planning import slices
-
-    loaded, chips = config_lib.load(str(ROOT / "configs" / f"{config}.py")), slices.parse(name).num_chips
+    loaded, num_chips = config_lib.load(str(ROOT / "configs" / f"{config}.py")), slices.parse(name).num_chips
     rows = loaded.train.batch_size
-    if rows % chips:
-        return {"train.batch_size": -(-rows // chips) * chips, "train.accumulation": 1}
+    if rows % num_chips:
+        return {"train.batch_size": -(-rows // num_chips) * num_chips, "train.accumulation": 1}
     return {}
 
 
@@ -97,12 +94,6 @@ def run(config, name, overrides, limit):
 
 def with_formula(record):
     """Returns the record with the formulas' figures of today's code; the compiler's are kept."""
-    sys.path.insert(0, str(ROOT))
-    from lmtiny import config as config_lib
-    from lmtiny.parallel import chips
-    from lmtiny.planning import meshes, shapes, slices, traffic
-    from lmtiny.planning.memory import memory
-
     report = record["report"]
     if "error" in report:
         return record
@@ -117,8 +108,6 @@ def with_formula(record):
 
 
 def sent_bytes(collective):
-    from lmtiny.planning.hlo import Collective
-
     collective["groups"] = ()
     return Collective(**collective).sent_bytes
 

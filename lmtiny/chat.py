@@ -29,13 +29,13 @@ def main() -> int:
     args = command_line.parse_plain(__doc__, flags)
 
     # Imported once the command line is known to be right: --help and refusals answer at once.
-    from lmtiny.parallel import chips
+    from lmtiny.parallel import host
     from lmtiny.parallel.mesh import use_compile_cache
     from lmtiny.sampling.generate import Decoder
     from lmtiny.sampling.load import load_model
     from lmtiny.tokenizer import StreamDecoder
 
-    chips.leave_out_missing_tpu()
+    host.leave_out_missing_tpu()
     use_compile_cache()
     model = load_model(args.checkpoint)
     decoder, bos = Decoder(model.config), model.tokenizer.bos_id

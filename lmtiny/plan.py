@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lmtiny import command_line, console, files
 from lmtiny.config import MESH_AXES, nearest
 from lmtiny.errors import UserError
-from lmtiny.parallel import chips
+from lmtiny.parallel import chips, host
 from lmtiny.parallel.chips import GIB, Chip
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main() -> int:
     config, args = command_line.parse(__doc__, flags)
     from lmtiny.planning import slices, tpu_compiler
 
-    chips.leave_out_missing_tpu()
+    host.leave_out_missing_tpu()
     if any(number is not None and number < 1 for number in (args.slices, args.devices)):
         raise UserError("--slices and --devices are numbers of at least 1")
     args.slices, args.devices = args.slices or 0, args.devices or 0

@@ -42,13 +42,13 @@ def main() -> int:
 
     from lmtiny.data import prepare
     from lmtiny.model import attend
-    from lmtiny.parallel import chips
+    from lmtiny.parallel import host
     from lmtiny.parallel import mesh as mesh_lib
     from lmtiny.planning import fit
     from lmtiny.training import reporter, run_folder
 
-    chips.leave_out_missing_tpu()
-    mesh_lib.keep_freed_memory()
+    host.leave_out_missing_tpu()
+    host.keep_freed_memory()
     mesh_lib.start_processes()
     mesh_lib.use_compile_cache()
     console.silence(jax.process_index() != 0)

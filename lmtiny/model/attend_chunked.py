@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from lmtiny.model.attend_reference import causal_mask
 from lmtiny.parallel.matmul import product, product_over_rows, product_with_rows
+from lmtiny.parallel.soft_cap import slope, soft_capped
 
 MAX_GROUPS = 8  # written out one after the other, so that the program does not grow with T
 NOTHING = -1e30  # a score that leaves no weight
@@ -188,11 +189,8 @@ def _groups(num_queries: int, request: _Request) -> list[_Group]:
 def _scores(q_ZRN: jax.Array, k_ZSN: jax.Array, soft_cap: float) -> tuple[jax.Array, jax.Array | float]:
     """Returns (scores [Z, R, S] in float32, their derivative by q k)."""
     scale = 1 / math.sqrt(q_ZRN.shape[-1])
-    scores_ZRS = product_with_rows(q_ZRN, k_ZSN) * scale
-    if not soft_cap:
-        return scores_ZRS, scale
-    bent_ZRS = jnp.tanh(scores_ZRS / soft_cap)
-    return soft_cap * bent_ZRS, (1 - jnp.square(bent_ZRS)) * scale
+    scores_ZRS = soft_capped(product_with_rows(q_ZRN, k_ZSN) * scale, soft_cap)
+    return scores_ZRS, slope(scores_ZRS, soft_cap) * scale
 
 
 def _masked(x_ZRS: jax.Array, mask_BCS: jax.Array, otherwise: float) -> jax.Array:
@@ -224,9 +222,9 @@ def _chunk_backward(
     `queries`: (q, gradient of the output, logarithms of the sums, row sums of output x gradient).
     """
     q_ZRN, grad_ZRN, log_sum_ZR1, delta_ZR1 = (_rows(one) for one in queries)
-    scores_ZRS, slope = _scores(q_ZRN, k_ZSN, request.soft_cap)
+    scores_ZRS, by_product = _scores(q_ZRN, k_ZSN, request.soft_cap)
     weights_ZRS = _masked(jnp.exp(scores_ZRS - log_sum_ZR1), mask_BCS, 0.0)
-    dscores_ZRS = (weights_ZRS * (product_with_rows(grad_ZRN, v_ZSN) - delta_ZR1) * slope).astype(k_ZSN.dtype)
+    dscores_ZRS = (weights_ZRS * (product_with_rows(grad_ZRN, v_ZSN) - delta_ZR1) * by_product).astype(k_ZSN.dtype)
     dq_ZRN = product(dscores_ZRS, k_ZSN).astype(q_ZRN.dtype)
     dv_ZSN = product_over_rows(weights_ZRS.astype(v_ZSN.dtype), grad_ZRN)
     return dq_ZRN.reshape(queries[0].shape), product_over_rows(dscores_ZRS, q_ZRN), dv_ZSN

@@ -8,6 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from lmtiny.parallel.soft_cap import soft_capped
+
 
 def attend_with_mask(q_BTHN: jax.Array, k_BSKN: jax.Array, v_BSKN: jax.Array, mask_BTS: jax.Array, soft_cap: float = 0.0) -> jax.Array:
     """Returns softmax(q k / sqrt(N)) v, [B, T, H, N], where mask_BTS is true; scores and softmax are in float32.
@@ -19,9 +21,7 @@ def attend_with_mask(q_BTHN: jax.Array, k_BSKN: jax.Array, v_BSKN: jax.Array, ma
     num_kv_heads = k_BSKN.shape[2]
     q_BTKGN = q_BTHN.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, head_dim)
     scores_BKGTS = jnp.einsum("BTKGN,BSKN->BKGTS", q_BTKGN, k_BSKN, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
-    if soft_cap:
-        scores_BKGTS = soft_cap * jnp.tanh(scores_BKGTS / soft_cap)
-    scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, -1e30)
+    scores_BKGTS = jnp.where(mask_BTS[:, None, None], soft_capped(scores_BKGTS, soft_cap), -1e30)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKN.dtype)
     return jnp.einsum("BKGTS,BSKN->BTKGN", weights_BKGTS, v_BSKN).reshape(q_BTHN.shape)
 

@@ -23,7 +23,7 @@ from lmtiny.model.rematerialisation import rematerialised
 from lmtiny.parallel import collectives
 from lmtiny.parallel.matmul import matmul, transposed
 from lmtiny.parallel.pipeline import run_stages
-from lmtiny.parallel.vocab_cross_entropy import soft_capped
+from lmtiny.parallel.soft_cap import soft_capped
 from lmtiny.parallel.zigzag import own_time
 
 Losses = dict[str, jax.Array]  # of the blocks' own, beside the cross-entropy: name -> this device's share of the sum

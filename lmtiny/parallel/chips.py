@@ -5,9 +5,7 @@ A link figure is what one chip can send in one direction over all its links toge
 """
 
 import dataclasses
-import importlib.util
 import os
-import pathlib
 
 GIB = 2**30
 
@@ -57,25 +55,6 @@ CHIPS = (
     Chip("l4", ("nvidia l4",), 121e12, 23 * _GB, 300e9, 32e9, 1, 3.1e9, 8),
     Chip("rtx4090", ("rtx 4090",), 165e12, 24 * _GB, 1008e9, 32e9, 1, 3.1e9, 8),
 )  # fmt: skip
-
-
-def leave_out_missing_tpu() -> None:
-    """Tells jax not to look for a TPU where there is none; call before anything else touches jax.
-
-    libtpu may be installed for its compiler alone (`pip install -e ".[tpu]"`), and prints a screenful when it finds no TPU.
-    """
-    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or present(*_TPU_FILES):
-        return
-    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if present(*_NVIDIA_FILES) else "cpu"
-
-
-def present(*patterns: str) -> bool:
-    """Returns whether one of the files is in /dev: where drivers show their devices on Linux."""
-    return any(True for pattern in patterns for _ in pathlib.Path("/dev").glob(pattern))
-
-
-_TPU_FILES, _NVIDIA_FILES, _AMD_FILES = ("accel*", "vfio/[0-9]*"), ("nvidia[0-9]*",), ("kfd",)
-ACCELERATOR_FILES = (*_TPU_FILES, *_NVIDIA_FILES, *_AMD_FILES)
 
 
 def names() -> list[str]:

@@ -1,12 +1,10 @@
 """Devices: the mesh of a run, the processes it spans, and moving batches onto it."""
 
-import ctypes
 import dataclasses
 import hashlib
 import math
 import os
 import pathlib
-import platform as platform_module
 from typing import Any
 
 import jax
@@ -39,24 +37,6 @@ def start_processes() -> None:
         except (KeyError, ValueError):
             raise UserError("LMTINY_COORDINATOR is set, so LMTINY_NUM_PROCESSES and LMTINY_PROCESS_ID must be whole numbers") from None
         jax.distributed.initialize(coordinator, count, index)
-
-
-def keep_freed_memory() -> None:
-    """Lets this process keep the memory it frees, where it computes on CPUs; call before anything else touches jax.
-
-    XLA takes its temporaries anew for each step.  From a block that large glibc gets fresh pages and gives them back, and
-    the system clears them at each step: a fifth to a third of the time of a step (docs/performance.md).  The price is memory:
-    up to twice as much stays taken.  Nothing is done where there is an accelerator, no glibc, or settings of one's own for it.
-    """
-    own = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
-    if own or chips.present(*chips.ACCELERATOR_FILES) or platform_module.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
-        mallopt(option, value)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def platform() -> str:

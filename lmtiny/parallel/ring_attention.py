@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from lmtiny.parallel import zigzag
 from lmtiny.parallel.axes import CONTEXT_AXIS
+from lmtiny.parallel.soft_cap import slope, soft_capped
 
 CHUNK = 256  # queries whose scores exist at one time
 NOTHING = -1e30  # a logarithm of no weight at all
@@ -159,14 +160,12 @@ def _mask(segments_BS: Any, window: jax.Array, q_start: jax.Array, k_start: jax.
     return mask_Bcs[:, None, None]
 
 
-def _scores(q_BcKGN: jax.Array, k_BsKN: jax.Array, soft_cap: float) -> tuple[jax.Array, jax.Array]:
+def _scores(q_BcKGN: jax.Array, k_BsKN: jax.Array, soft_cap: float) -> tuple[jax.Array, jax.Array | float]:
     """Returns the scores [B, K, G, c, s] in float32 and their derivative by q k."""
     scale = 1 / math.sqrt(q_BcKGN.shape[-1])
     scores = jnp.einsum("BcKGN,BsKN->BKGcs", q_BcKGN, k_BsKN, preferred_element_type=jnp.float32) * scale
-    if not soft_cap:
-        return scores, jnp.full((1, 1, 1, 1, 1), scale)
-    bent = jnp.tanh(scores / soft_cap)
-    return soft_cap * bent, (1 - jnp.square(bent)) * scale
+    scores = soft_capped(scores, soft_cap)
+    return scores, slope(scores, soft_cap) * scale
 
 
 def _chunks(x: jax.Array) -> jax.Array:
@@ -227,10 +226,10 @@ def _attend_piece_backward(
     def of_chunk(dkv: jax.Array, item: Any) -> tuple[jax.Array, jax.Array]:
         (q_BcKGN, grad_BcKGN, log_sum_BcKG, delta_BcKG), start = _together(item)
         mask = _mask(segments_BS, window, start, k_piece * num_keys, q_BcKGN.shape[1], num_keys)
-        scores, slope = _scores(q_BcKGN, k_BsKN, soft_cap)
+        scores, by_product = _scores(q_BcKGN, k_BsKN, soft_cap)
         weights = jnp.where(mask, jnp.exp(scores - _keys_last(log_sum_BcKG)), 0.0)
         dweights = jnp.einsum("BcKGN,BsKN->BKGcs", grad_BcKGN, v_BsKN, preferred_element_type=jnp.float32)
-        dscores = (weights * (dweights - _keys_last(delta_BcKG)) * slope).astype(k_BsKN.dtype)
+        dscores = (weights * (dweights - _keys_last(delta_BcKG)) * by_product).astype(k_BsKN.dtype)
         einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         dk = einsum("BKGcs,BcKGN->BsKN", dscores, q_BcKGN)
         dv = einsum("BKGcs,BcKGN->BsKN", weights.astype(v_BsKN.dtype), grad_BcKGN)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from lmtiny.parallel import collectives
 from lmtiny.parallel.matmul import matmul, product_over_rows, product_with_rows
+from lmtiny.parallel.soft_cap import slope, soft_capped
 
 
 def cross_entropy(
@@ -82,9 +83,7 @@ def _summed_forward(
         nll_c, log_sum_c = _nll_of_logits(logits_cv, columns, targets_c, vocab_size)
         probabilities_cv = jnp.where(columns < vocab_size, jnp.exp(logits_cv - log_sum_c[:, None]), 0.0)
         dlogits_cv = (probabilities_cv - (columns == targets_c[:, None])) * weights_c[:, None]
-        if soft_cap:
-            dlogits_cv *= 1 - jnp.square(logits_cv / soft_cap)
-        dlogits_cv = dlogits_cv.astype(x_cD.dtype)
+        dlogits_cv = (dlogits_cv * slope(logits_cv, soft_cap)).astype(x_cD.dtype)
         dx_cD = product_with_rows(dlogits_cv, head_Dv).astype(x_cD.dtype)
         return dhead_Dv + product_over_rows(x_cD, dlogits_cv), (nll_c, dx_cD)
 
@@ -123,8 +122,3 @@ def _nll_of_logits(logits_nv: jax.Array, columns: jax.Array, targets_n: jax.Arra
     sums_n, target_n = collectives.total((sums_n, target_n), "vocab")
     log_sum_n = jnp.log(sums_n) + max_n
     return log_sum_n - target_n, log_sum_n
-
-
-def soft_capped(logits: jax.Array, cap: float) -> jax.Array:
-    """Returns cap * tanh(logits / cap), or the logits for a cap of 0 (Gemma 2, arXiv 2408.00118, section 2)."""
-    return cap * jnp.tanh(logits / cap) if cap else logits

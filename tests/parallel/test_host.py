@@ -1,17 +1,18 @@
-"""A run on a CPU keeps the memory it frees, so that a step does not take fresh pages."""
+"""What a process tells jax and malloc about its machine before it computes."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 
 import pytest
 
-from lmtiny.parallel import mesh
+from lmtiny.parallel import host
 
 FAULTS = """
 import resource
-from lmtiny.parallel import mesh
-mesh.keep_freed_memory()
+from lmtiny.parallel import host
+host.keep_freed_memory()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.sort(x * 2) + 1)
 x = jnp.ones(8_000_000)
@@ -22,6 +23,24 @@ for _ in range(10):
     step(x).block_until_ready()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10)
 """
+
+
+@pytest.mark.parametrize(
+    ("libtpu", "files", "own", "expected"),
+    [
+        (True, (), None, "cpu"),
+        (True, ("nvidia[0-9]*",), None, "cuda,cpu"),
+        (True, ("accel*",), None, None),
+        (False, (), None, None),
+        (True, (), "tpu,cpu", "tpu,cpu"),
+    ],
+)
+def test_jax_looks_for_a_tpu_only_where_libtpu_may_find_one(libtpu, files, own, expected, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if libtpu and name == "libtpu" else None)
+    monkeypatch.setattr(host, "_present", lambda *patterns: bool(set(patterns) & set(files)))
+    monkeypatch.setattr(host.os, "environ", {"JAX_PLATFORMS": own} if own else {})
+    host.leave_out_missing_tpu()
+    assert host.os.environ.get("JAX_PLATFORMS") == expected
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is of Linux")
@@ -35,5 +54,5 @@ def test_a_step_takes_few_fresh_pages():
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD"])
 def test_settings_of_the_users_own_are_left_alone(name, monkeypatch):
     monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(mesh.ctypes, "CDLL", lambda _: pytest.fail("malloc was changed"))
-    mesh.keep_freed_memory()
+    monkeypatch.setattr(host.ctypes, "CDLL", lambda _: pytest.fail("malloc was changed"))
+    host.keep_freed_memory()

@@ -1,0 +1,128 @@
+"""The two sides of benchmarks/equal_time.py: each learns its tokenizer, times its steps, trains for the minutes given, is scored."""
+
+import itertools
+import json
+import math
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+PEER_SEED = 42  # what nanochat sets by itself
+HERE = pathlib.Path(__file__).resolve()
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def run(command, log, cwd, **variables):
+    """Runs a command in `cwd`, its output into the file `log`; returns the output, or ends the program with its last line."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1"} | variables
+    with open(log, "w", encoding="utf-8") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=cwd, env=environment, check=False).returncode
+    output = log.read_text(encoding="utf-8", errors="replace")
+    if code:
+        last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
+        raise SystemExit(f"{log.stem} ended with code {code}: {last.strip()} (all of it: {log})")
+    return output
+
+
+def steps_for(minutes, seconds):
+    """Returns how many steps of `seconds` take `minutes`."""
+    return max(2, round(60 * minutes / seconds))
+
+
+def whole(seconds):
+    """Returns (seconds of all steps, the first at the median; the median) of steps behind the first, the one that compiles."""
+    median = statistics.median(seconds)
+    return sum(seconds) + median, median
+
+
+def our_run(args, config, books, work, name, num_steps, more):
+    """Trains lmtiny in work/name; returns (seconds of training, seconds of a step, last validation bits per byte).
+
+    The seconds are right to within a step: a line of the log is timed when the next step has been started.
+    """
+    from lmtiny import run_log
+
+    knobs = dict(text.split("=", 1) for text in args.set) | {
+        "corpus.kind": "files", "corpus.path": books, "corpus.validation_path": books / "held_out", "data.dir": work / "prepared",
+        "train.num_steps": num_steps, "optimizer.warmup_steps": min(config.optimizer.warmup_steps, num_steps),
+        "evaluation.every": 0, "evaluation.sample_every": 0, "checkpoint.every": 0, **more,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "lmtiny.train", "--config", os.path.abspath(args.config), "--workdir", str(work / name)]
+    run(command + [f"--config.{knob}={value}" for knob, value in knobs.items()], work / f"{name}.log", work)
+    lines = run_log.read_metrics(work / name)
+    timed = [line for line in lines if "tokens_per_second" in line]
+    tokens_a_step, seconds = timed[0]["tokens"], []
+    for before, line in itertools.pairwise(timed):
+        seconds += [tokens_a_step / line["tokens_per_second"]] * ((line["tokens"] - before["tokens"]) // tokens_a_step)
+    return *whole(seconds), lines[-1].get("validation_bits_per_byte")
+
+
+def ours(args, config, books, work):
+    """Prepares and calibrates lmtiny; returns (its facts, f(seed) -> (bits per byte, seconds))."""
+    from lmtiny.data import loader, shards
+    from lmtiny.model import size
+
+    say("ours: calibrating")
+    _, step, _ = our_run(args, config, books, work, "ours-calibration", args.calibrate, {"evaluation.rows": 1, "log.every": 5})
+    prepared = shards.read(work / "prepared")
+    rows = loader.Rows(prepared, "validation", config.model.context_length)
+    counted = sum(int(prepared.tokenizer.token_bytes[rows[number][1:]].sum()) for number in range(len(rows)))
+    config.tokenizer.vocab_size = prepared.tokenizer.vocab_size
+    num_steps = steps_for(args.minutes, step)
+    say(f"ours: {step * 1e3:.1f} ms a step, {num_steps} steps")
+
+    def train(seed):
+        more = {"seed": seed, "evaluation.rows": len(rows)}
+        seconds, _, score = our_run(args, config, books, work, f"ours-seed{seed}", num_steps, more)
+        return score, seconds
+
+    return {
+        "who": "lmtiny", "settings": " ".join([pathlib.Path(args.config).stem, *args.set]), "vocabulary": prepared.tokenizer.vocab_size,
+        "parameters": size.count_parameters(config)["total"], "steps": num_steps,
+        "tokens": num_steps * config.train.batch_size * config.model.context_length, "bytes": counted,
+    }, train  # fmt: skip
+
+
+def peer(args, config, texts, work):
+    """The same of nanochat: its tokenizer, its base_train, its model scored by nanochat_jobs.py."""
+    base = work / "nanochat"
+    job = [args.peer_python, str(HERE.with_name("nanochat_jobs.py"))]
+    variables = {"NANOCHAT_BASE_DIR": str(base), "WANDB_MODE": "disabled", "PYTHONPATH": args.peer}
+    say("peer: its tokenizer")
+    shards = [*job, "shards", "--texts", str(texts), "--folder", str(base / "base_data_climbmix")]
+    run(shards, work / "peer-shards.log", args.peer, **variables)
+    tok_train = [args.peer_python, "-m", "scripts.tok_train", f"--vocab-size={config.tokenizer.vocab_size}"]
+    run(tok_train, work / "peer-tokenizer.log", args.peer, **variables)
+
+    def base_train(name, num_steps, seed):
+        """Returns (seconds of training, seconds of a step, tokens, what it says of its time itself)."""
+        flags = f"--run=dummy --device-type=cpu --window-pattern=L --max-seq-len={config.model.context_length} --eval-every=-1"
+        flags += f" --core-metric-every=-1 --sample-every=-1 {args.peer_flags} --num-iterations={num_steps} --model-tag={name}"
+        command = [*job, "train", f"--flags={flags}", "--seed", str(seed)]
+        output = run(command, work / f"{name}.log", args.peer, **variables)
+        seconds = [float(ms) / 1e3 for ms in re.findall(r"^step \d+/.* dt: ([\d.]+)ms", output, re.MULTILINE)]
+        tokens = int(re.search(r"Total number of training tokens: ([\d,]+)", output)[1].replace(",", ""))
+        return *whole(seconds[1:]), tokens, re.search(r"Total training time: (\S+)", output)[1]
+
+    say("peer: calibrating")
+    _, step, _, _ = base_train("peer-calibration", args.calibrate, PEER_SEED)
+    num_steps = steps_for(args.minutes, step)
+    say(f"peer: {step * 1e3:.1f} ms a step, {num_steps} steps")
+    facts = {"who": "nanochat", "settings": args.peer_flags, "vocabulary": config.tokenizer.vocab_size, "steps": num_steps}
+
+    def train(seed):
+        name = f"peer-seed{seed}"
+        seconds, _, facts["tokens"], told = base_train(name, num_steps, PEER_SEED + seed)
+        say(f"peer, seed {seed}: its loop says {told} (without its first 11 steps)")
+        command = [*job, "score", "--texts", str(texts), "--folder", str(base / "base_checkpoints" / name)]
+        score = json.loads(run(command, work / f"{name}-score.log", args.peer, **variables).splitlines()[-1])
+        facts["parameters"], facts["bytes"] = score["parameters"], score["bytes"]
+        return score["nats"] / (math.log(2) * score["bytes"]), seconds
+
+    return facts, train

@@ -1,0 +1,41 @@
+"""The machine of this process: told to jax and to malloc before anything touches jax."""
+
+import ctypes
+import importlib.util
+import os
+import pathlib
+import platform
+
+# Where drivers show their devices in /dev, on Linux.
+_TPU_FILES, _NVIDIA_FILES, _AMD_FILES = ("accel*", "vfio/[0-9]*"), ("nvidia[0-9]*",), ("kfd",)
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
+
+
+def leave_out_missing_tpu() -> None:
+    """Tells jax not to look for a TPU where there is none; call before anything else touches jax.
+
+    libtpu may be installed for its compiler alone (`pip install -e ".[tpu]"`), and prints a screenful when it finds no TPU.
+    """
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or _present(*_TPU_FILES):
+        return
+    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if _present(*_NVIDIA_FILES) else "cpu"
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep the memory it frees, where it computes on CPUs; call before anything else touches jax.
+
+    XLA takes its temporaries anew for each step.  From a block that large glibc gets fresh pages and gives them back, and
+    the system clears them at each step: a fifth to a third of the time of a step (docs/performance.md).  The price is memory:
+    up to twice as much stays taken.  Nothing is done where there is an accelerator, no glibc, or settings of one's own for it.
+    """
+    own = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
+    if own or _present(*_TPU_FILES, *_NVIDIA_FILES, *_AMD_FILES) or platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
+        mallopt(option, value)
+
+
+def _present(*patterns: str) -> bool:
+    """Returns whether one of the files is in /dev."""
+    return any(True for pattern in patterns for _ in pathlib.Path("/dev").glob(pattern))
