@@ -204,6 +204,8 @@ def check(config: ml_collections.ConfigDict) -> None:
          config.optimizer.warmup_steps > train.num_steps),
         (f"tokenizer.vocab_size = {config.tokenizer.vocab_size} is above what a shard holds (uint32)",
          config.tokenizer.vocab_size >= 2**32),
+        (f"model.value_embeddings = {model.value_embeddings} is more than model.num_layers = {model.num_layers}",
+         model.value_embeddings > model.num_layers),
         (f"model.window_pattern = {model.window_pattern!r} has an S but model.window is 0",
          "S" in model.window_pattern and not model.window),
     ):
@@ -265,6 +267,7 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
         ("model.num_kv_heads", num_kv_heads(model), "tensor", tensor),
         ("model.width", model.width, "fsdp", fsdp),
         ("the MLP's hidden size", mlp_size(model), "tensor", tensor),
+        ("model.pair_rows", model.pair_rows, "fsdp x tensor x pipeline", fsdp * tensor * pipeline),
         ("the vocabulary (raise model.vocab_multiple)", padded_vocab(config), "fsdp x tensor x pipeline", fsdp * tensor * pipeline),
     ):
         if size % parts:

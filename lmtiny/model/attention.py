@@ -26,11 +26,15 @@ class Rows(NamedTuple):
 
     positions_BT: in the document; angles: of the rotary embedding, or None; both of the time steps that are here.
     segments_BS: the document each token of the whole row belongs to, or None.
+    start_BTD: what entered the first block, where blocks mix it in, or None; values_BTX: the tokens' own parts of the values
+    (`model.value_embeddings`), for n layers K N numbers each, or None; both of the time steps between the matrices.
     """
 
     positions_BT: jax.Array
     angles: tuple[jax.Array, jax.Array] | None
     segments_BS: jax.Array | None
+    start_BTD: jax.Array | None = None
+    values_BTX: jax.Array | None = None
 
 
 class Window(NamedTuple):
@@ -56,13 +60,19 @@ class Attention(nnx.Module):
         self.qk_norm, self.epsilon = config.qk_norm, config.norm_epsilon
         self.implementation, self.chunk, self.soft_cap = config.attention, config.attention_chunk, config.attention_soft_cap
 
-    def __call__(self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
+    def __call__(
+        self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None, values_BTE: jax.Array | None
+    ) -> tuple[jax.Array, Cache | None]:
         """Returns (y_BTD, the cache with this call's keys and values written at their positions).
 
-        With a cache the keys are those of the cache, slot = position, and segments are not looked at: one document a row.
+        values_BTE, K N numbers for each token of all devices, are added to the values (arXiv 2410.17897).  With a cache the keys are
+        those of the cache, slot = position, and segments are not looked at: one document a row.
         """
         x_BTD = collectives.gather(x_BTD, "sequence", 1)
         q_BTHN, k_BTKN, v_BTKN = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        if values_BTE is not None:
+            values_BTE = collectives.own_part(collectives.gather(values_BTE, "sequence", 1), "kv_heads", 2)
+            v_BTKN += values_BTE.reshape(v_BTKN.shape)
         if self.qk_norm:
             q_BTHN, k_BTKN = rms_norm(q_BTHN, self.epsilon), rms_norm(k_BTKN, self.epsilon)
         if rows.angles is not None:
@@ -71,11 +81,8 @@ class Attention(nnx.Module):
             checkpoint_name(one, name) for one, name in ((q_BTHN, "query"), (k_BTKN, "key"), (v_BTKN, "value"))
         )
         if cache is not None:
-            write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), start, 0))
-            cache = {
-                "key": write(cache["key"], k_BTKN, rows.positions_BT[:, 0]),
-                "value": write(cache["value"], v_BTKN, rows.positions_BT[:, 0]),
-            }
+            new = {"key": k_BTKN, "value": v_BTKN}
+            cache = {name: written(slots, new[name], rows.positions_BT) for name, slots in cache.items()}
             k_BSKN, v_BSKN = cache["key"].astype(x_BTD.dtype), cache["value"].astype(x_BTD.dtype)
             mask_BTS = causal_mask(rows.positions_BT, jnp.arange(k_BSKN.shape[1])[None], window.size())
             out_BTHN = attend_with_mask(q_BTHN, k_BSKN, v_BSKN, mask_BTS, self.soft_cap)
@@ -103,3 +110,9 @@ class Attention(nnx.Module):
             return cores[window.kind](q_BTHN, k_BTKN, v_BTKN, segments_BT)
         out_BTHN: jax.Array = jax.lax.switch(window.kind, cores, q_BTHN, k_BTKN, v_BTKN, segments_BT)
         return out_BTHN
+
+
+def written(slots_BS: jax.Array, new_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
+    """Returns the cache's slots, [B, S, ...], with `new` from each row's first position on."""
+    write = jax.vmap(lambda slots, new, start: jax.lax.dynamic_update_slice_in_dim(slots, new.astype(slots.dtype), start, 0))
+    return write(slots_BS, new_BT, positions_BT[:, 0])

@@ -38,13 +38,21 @@ def _init(config: ml_collections.ConfigDict, seed: jax.Array) -> Tree:
 
 
 def count_parameters(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Returns {"embedding", "positions", "blocks", "norm", "head", "total"} -> parameters, vocabulary padding left out."""
+    """Returns {"embedding", "positions", "pairs", "values", "blocks", "norm", "head", "total"} -> parameters.
+
+    Padding of the vocabulary is left out.
+    """
     _, shapes, _ = abstract(config)
-    names = {"embedding": "embedding", "positions": "positions", "blocks": "blocks", "final_norm": "norm", "head": "head"}
-    counts = {name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.get(part))) for part, name in names.items()}
-    padding = (config_lib.padded_vocab(config) - config.tokenizer.vocab_size) * config.model.width
-    counts["embedding"] -= padding
-    counts["head"] -= padding if counts["head"] else 0
+    parts = {
+        "embedding": ("embedding",), "positions": ("positions",), "pairs": ("pairs",), "values": ("values",), "blocks": ("blocks",),
+        "norm": ("embedding_norm", "final_norm"), "head": ("head",),
+    }  # fmt: skip
+    counts = {
+        name: sum(math.prod(leaf.shape) for path in paths for leaf in jax.tree.leaves(shapes.get(path))) for name, paths in parts.items()
+    }
+    rows, vocab_size = config_lib.padded_vocab(config), config.tokenizer.vocab_size
+    for name in ("embedding", "values", "head"):
+        counts[name] = counts[name] // rows * vocab_size
     counts["total"] = sum(counts.values())
     return counts
 

@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from flax import nnx
 
 from lmtiny import config as config_lib
-from lmtiny.model.attention import Attention, Cache, Rows, Window
+from lmtiny.model.attention import Attention, Cache, Rows, Window, written
 from lmtiny.model.experts import Experts
 from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
 from lmtiny.model.rematerialisation import rematerialised
+from lmtiny.model.tables import Head, Table, pair_rows
 from lmtiny.parallel import collectives
 from lmtiny.parallel.matmul import matmul, transposed
 from lmtiny.parallel.pipeline import run_stages
@@ -37,13 +39,18 @@ class Block(nnx.Module):
         out_scale = 0.0 if config.zero_projections else 1 / math.sqrt(2 * config.num_layers) if config.init == "gpt" else 1.0
         self.attention_norm, self.attention = Norm(config), Attention(config, rngs, out_scale)
         self.mlp_norm, self.mlp = Norm(config), (Experts if config.num_experts else Mlp)(config, rngs, out_scale)
+        # As in nanochat and modded-nanogpt: at first x0 is left out.
+        self.mixing = nnx.data(nnx.Param(jnp.array([1.0, 0.0]), axes=(None,)) if config.residual_mixing else None)
         self.dropout = config.dropout
 
     def __call__(
-        self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None, key: jax.Array | None
+        self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None, key: jax.Array | None, values_BTE: jax.Array | None
     ) -> tuple[jax.Array, Cache | None, Losses]:
         keys = jax.random.split(key) if key is not None else (None, None)
-        y_BTD, cache = self.attention(self.attention_norm(x_BTD), rows, window, cache)
+        if self.mixing is not None:
+            a, b = self.mixing[...].astype(x_BTD.dtype)
+            x_BTD = a * x_BTD + b * rows.start_BTD
+        y_BTD, cache = self.attention(self.attention_norm(x_BTD), rows, window, cache, values_BTE)
         x_BTD += dropout(y_BTD, self.dropout, keys[0])
         y_BTD, losses = self.mlp(self.mlp_norm(x_BTD))
         return x_BTD + dropout(y_BTD, self.dropout, keys[1]), cache, losses
@@ -59,6 +66,10 @@ class Transformer(nnx.Module):
         rows = config_lib.padded_vocab(config)
         self.embedding = Table(rngs, rows, model.width, "table")
         self.positions = nnx.data(Table(rngs, model.context_length, model.width, None) if model.position == "learned" else None)
+        self.pairs = nnx.data(Table(rngs, model.pair_rows, model.width, "table", std=0.0) if model.pair_rows else None)
+        value_size = model.value_embeddings * config_lib.num_kv_heads(model) * config_lib.head_dim(model)
+        self.values = nnx.data(Table(rngs, rows, value_size, "table") if value_size else None)
+        self.embedding_norm = nnx.data(Norm(model) if model.embedding_norm else None)
         self.blocks = _stack(lambda key: Block(model, nnx.Rngs(key)), model.num_layers, rngs.params())
         self.final_norm = Norm(model)
         self.head = nnx.data(None if model.tied_embeddings else Head(rngs, model.width, rows))
@@ -80,15 +91,20 @@ class Transformer(nnx.Module):
         dtype = jnp.dtype(c.compute_dtype)
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None], tokens_BT.shape)
-        tokens_BT, positions_BT = own_time(tokens_BT), own_time(positions_BT)
-        x_BTD = self.embedding(tokens_BT, dtype)
-        if self.positions is not None:
-            x_BTD += self.positions(collectives.own_part(positions_BT, "sequence", 1), dtype)
+        read_BS = None
+        if cache is not None and "token" in cache:
+            read_BS = written(cache["token"], tokens_BT, positions_BT)
+            cache = {name: cache[name] for name in ("key", "value")}
+        x_BTD, values_BTX = self._looked_up(tokens_BT, positions_BT, read_BS, dtype)
+        positions_BT = own_time(positions_BT)
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, collectives.part("batch", "time", "sequence"))
             x_BTD = dropout(x_BTD, c.dropout, jax.random.fold_in(dropout_key, c.num_layers))
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
         angles = rope_angles(positions_BT, config_lib.head_dim(c), c.rope_base) if c.position == "rope" else None
-        rows = Rows(positions_BT, angles, segments_BT if c.mask_documents else None)
+        segments_BT, start_BTD = segments_BT if c.mask_documents else None, x_BTD if c.residual_mixing else None
+        rows = Rows(positions_BT, angles, segments_BT, start_BTD, values_BTX)
         if collectives.parts("layer") == 1:
             x_BTD, (cache, losses) = self._run_blocks(x_BTD, rows, cache, dropout_key)
         else:
@@ -98,7 +114,21 @@ class Transformer(nnx.Module):
                 return x_bTD, losses
 
             x_BTD, losses = run_stages(stage, x_BTD, rows, self.num_microbatches)
+        if cache is not None and read_BS is not None:
+            cache = {**cache, "token": read_BS}
         return self.final_norm(x_BTD), cache, losses
+
+    def _looked_up(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None, dtype: Any
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns (the sum of the vectors of tokens, pairs and positions, the tokens' parts of values), of the time steps here."""
+        own_BT = own_time(tokens_BT)
+        x_BTD = self.embedding(own_BT, dtype)
+        if self.pairs is not None:
+            x_BTD += self.pairs(own_time(pair_rows(tokens_BT, positions_BT, read_BS, self.config["pair_rows"])), dtype)
+        if self.positions is not None:
+            x_BTD += self.positions(collectives.own_part(own_time(positions_BT), "sequence", 1), dtype)
+        return x_BTD, self.values(own_BT, dtype) if self.values is not None else None
 
     def _run_blocks(
         self, x_BTD: jax.Array, rows: Rows, cache: Cache | None, dropout_key: jax.Array | None
@@ -108,15 +138,20 @@ class Transformer(nnx.Module):
         graph, stacked = nnx.split(self.blocks)
         sizes, kinds, first_layer = _windows_here(c)
 
-        def run(x_BTD: jax.Array, layer: tuple[Any, ...], kind: int | None = None) -> tuple[jax.Array, tuple[Cache | None, Losses]]:
+        def run(
+            x_BTD: jax.Array, layer: tuple[Any, ...], kind: int | None = None, static_number: int | None = None
+        ) -> tuple[jax.Array, tuple[Cache | None, Losses]]:
             params, number, traced_kind, layer_cache = layer
+            number = number if static_number is None else static_number
             key = jax.random.fold_in(dropout_key, number) if dropout_key is not None and c.dropout else None
             window = Window(sizes, traced_kind if kind is None else kind)
-            x_BTD, layer_cache, losses = nnx.merge(graph, params)(x_BTD, rows, window, layer_cache, key)
+            values_BTE = _values_of(rows.values_BTX, number, c)
+            x_BTD, layer_cache, losses = nnx.merge(graph, params)(x_BTD, rows, window, layer_cache, key, values_BTE)
             return x_BTD, (layer_cache, losses)
 
         num_layers = len(kinds)
-        layers = (nnx.to_pure_dict(stacked), first_layer + jnp.arange(num_layers), jnp.asarray(kinds), cache)
+        numbers = first_layer + np.arange(num_layers)
+        layers = (nnx.to_pure_dict(stacked), jnp.asarray(numbers), jnp.asarray(kinds), cache)
         remat = functools.partial(rematerialised, remat=c.remat, names=c.remat_names)
         if c.scan_layers:
             x_BTD, (cache, losses) = jax.lax.scan(remat(functools.partial(run, kind=0) if len(sizes) == 1 else run), x_BTD, layers)
@@ -124,7 +159,8 @@ class Transformer(nnx.Module):
             results = []
             for index, layer in enumerate(_unstacked(layers, num_layers)):
                 kind = None if isinstance(kinds, jax.Array) else kinds[index]
-                x_BTD, result = remat(functools.partial(run, kind=kind))(x_BTD, layer)
+                number = None if isinstance(numbers, jax.Array) else int(numbers[index])
+                x_BTD, result = remat(functools.partial(run, kind=kind, static_number=number))(x_BTD, layer)
                 results.append(result)
             cache, losses = jax.tree.map(lambda *parts: jnp.stack(parts), *results)
         return x_BTD, (cache, jax.tree.map(jnp.sum, losses))
@@ -162,38 +198,6 @@ class Transformer(nnx.Module):
         return self.logits(x_BTD), cache
 
 
-class Table(nnx.Module):
-    """Rows looked up by number: token embeddings (axis "table": rows split over devices), learned positions (None)."""
-
-    def __init__(self, rngs: nnx.Rngs, rows: int, width: int, axis: str | None):
-        self.axes, self.shape = (axis, "residual" if axis else "embed"), (rows, width)
-        self.table = nnx.Param(0.02 * jax.random.normal(rngs.params(), self.shape), axes=self.axes)
-
-    def rows(self, dtype: Any) -> jax.Array:
-        """Returns the rows that are here, those of "vocab" for token embeddings, in `dtype`."""
-        return collectives.gather_weight(self.table[...], self.axes, self.shape, dtype)
-
-    def __call__(self, indices_BT: jax.Array, dtype: Any) -> jax.Array:
-        # Looked up in float32, so that the gradients of a frequent token add up in float32.
-        rows_vD = self.rows(dtype).astype(jnp.float32)
-        if self.axes[0] is None or collectives.parts("vocab") == 1:
-            return jnp.take(rows_vD, indices_BT, axis=0, mode="clip").astype(dtype)
-        local_BT = indices_BT - collectives.part("vocab") * rows_vD.shape[0]
-        here_BT1 = ((local_BT >= 0) & (local_BT < rows_vD.shape[0]))[..., None]
-        x_BTD = jnp.where(here_BT1, jnp.take(rows_vD, local_BT, axis=0, mode="clip"), 0).astype(dtype)
-        return collectives.scatter_total(collectives.total(x_BTD, "layer"), "sequence", 1)
-
-
-class Head(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, width: int, rows: int):
-        self.axes, self.shape = ("embed", "vocab"), (width, rows)
-        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), self.shape), axes=self.axes)
-
-    def columns(self, dtype: Any) -> jax.Array:
-        """Returns the columns that are here, in `dtype`."""
-        return collectives.gather_weight(self.kernel[...], self.axes, self.shape, dtype)
-
-
 def window_sizes(model: ml_collections.ConfigDict) -> list[int]:
     """Returns how far back each layer sees, in tokens, itself included: model.window where the pattern says S."""
     unlimited = 2**30
@@ -217,11 +221,26 @@ def _windows_here(model: ml_collections.ConfigDict) -> tuple[tuple[int, ...], li
     return sizes, jnp.array(stages)[collectives.part("layer")], first_layer
 
 
+def _values_of(values_BTX: jax.Array | None, layer: jax.Array | int, model: ml_collections.ConfigDict) -> jax.Array | None:
+    """Returns the part of `Rows.values_BTX` that is of this layer, zeros before the last model.value_embeddings layers."""
+    if values_BTX is None:
+        return None
+    values_BTnE = values_BTX.reshape(*values_BTX.shape[:2], model.value_embeddings, -1)
+    number = layer - (model.num_layers - model.value_embeddings)
+    if isinstance(number, int):
+        return values_BTnE[:, :, number] if number >= 0 else None
+    return jnp.where(number >= 0, jax.lax.dynamic_index_in_dim(values_BTnE, jnp.maximum(number, 0), 2, keepdims=False), 0)
+
+
 def init_cache(config: ml_collections.ConfigDict, batch_size: int, num_slots: int) -> Cache:
-    """Returns an empty cache for `num_slots` positions of `batch_size` rows: {"key", "value"} [L, B, S, K, N], compute type."""
+    """Returns an empty cache for `num_slots` positions of `batch_size` rows: {"key", "value"} [L, B, S, K, N], compute type.
+
+    With model.pair_rows also {"token"} [B, S], which are read back as the tokens before.
+    """
     c = config.model
     shape = (c.num_layers, batch_size, num_slots, config_lib.num_kv_heads(c), config_lib.head_dim(c))
-    return {"key": jnp.zeros(shape, c.compute_dtype), "value": jnp.zeros(shape, c.compute_dtype)}
+    cache = {"key": jnp.zeros(shape, c.compute_dtype), "value": jnp.zeros(shape, c.compute_dtype)}
+    return cache | ({"token": jnp.zeros((batch_size, num_slots), jnp.int32)} if c.pair_rows else {})
 
 
 def _stack(make: Any, num_layers: int, key: jax.Array) -> Block:

@@ -52,7 +52,7 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
     rows = z.b * z.A * (config.model.context_length + 1)
     params = parameters(config, shape)
     tables = [one for one in params if not one.in_blocks]
-    head = max(tables, key=lambda one: one.whole)
+    head = max((one for one in tables if one.part in ("embedding", "head")), key=lambda one: one.whole)
     layer = sum(one.whole for one in params if one.in_blocks) / z.L
     # A gradient that is to be scattered lies there whole before; one that is whole anyway is counted as a gradient below.
     scattered = FLOAT32 if shape["fsdp"] > 1 else 0

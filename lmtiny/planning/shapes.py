@@ -39,7 +39,8 @@ class Parameter:
     @property
     def part(self) -> str:
         """What it belongs to, in a reader's words."""
-        return {"blocks": "blocks", "embedding": "embedding", "positions": "positions", "head": "head"}.get(self.path[0], "final norm")
+        names = {"values": "value embeddings", "pairs": "pairs of tokens", "embedding_norm": "norms", "final_norm": "norms"}
+        return names.get(self.path[0], self.path[0])
 
 
 def abstract_mesh(shape: Shape) -> Any:

@@ -108,6 +108,9 @@ def _sequence(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list
     scattered sums a block and pass, mirrored backward; recomputed but for the block's last sum."""
     tensor, passes = shape["tensor"], z.A * z.L * z.ticks / z.M
     whole = z.b * z.T * z.D * z.c * _share(tensor) * passes
+    one_program = config.model.scan_layers or shape["pipeline"] > 1  # then all layers gather, and those without values add zeros
+    with_values = bool(config.model.value_embeddings) if one_program else config.model.value_embeddings / z.L
+    values = whole / z.D * z.K * tensor * z.N * with_values
     remat = config.model.remat
     again = 0 if remat == "none" and shape["fsdp"] == 1 else 2 if remat == "none" else 3
     return [
@@ -117,6 +120,8 @@ def _sequence(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list
         Line("activations of blocks, recomputed: summed", "reduce-scatter", ("tensor",), max(again - 2, 0) * whole),
         Line("activations of blocks, backward: gathered", "all-gather", ("tensor",), 2 * whole),
         Line("activations of blocks, backward: summed", "reduce-scatter", ("tensor",), 2 * whole),
+        Line("value embeddings, gathered", "all-gather", ("tensor",), values * (1 + min(again, 2) / 2)),
+        Line("value embeddings, backward", "reduce-scatter", ("tensor",), values),
     ]
 
 
@@ -154,6 +159,7 @@ def _vocabulary(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> li
     tensor, stages = shape["tensor"], shape["pipeline"]
     over = tuple(name for name in ("pipeline", "tensor") if shape[name] > 1)
     x = z.A * z.b * z.T * z.D * z.c
+    looked_up = z.A * z.b * z.T * (z.D * (1 + bool(config.model.pair_rows)) + z.K * tensor * z.N * config.model.value_embeddings) * z.c
     numbers = z.A * z.b * z.T * FLOAT32 * 2 * _share(tensor * stages)
     tokens, chunk = z.b * z.T, config.train.loss_chunk
     chunked = 0 < chunk < tokens
@@ -162,9 +168,9 @@ def _vocabulary(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> li
     # Forward: maximum, sum of exponentials, target's logit; backward: the transposes of the two sums, or, with chunks, whose
     # gradients are made in the forward pass, one number.
     return [
-        Line("embedding, summed over stages", "all-reduce", ("pipeline",), 2 * x * 2 * _share(stages)),
-        Line("embedding, summed over vocabulary", "reduce-scatter", ("tensor",), x * _share(tensor)),
-        Line("embedding, backward", "all-gather", ("tensor",), x * _share(tensor)),
+        Line("embeddings, summed over stages", "all-reduce", ("pipeline",), 2 * looked_up * 2 * _share(stages)),
+        Line("embeddings, summed over vocabulary", "reduce-scatter", ("tensor",), looked_up * _share(tensor)),
+        Line("embeddings, backward", "all-gather", ("tensor",), looked_up * _share(tensor)),
         Line("what the head reads", "all-gather", ("tensor",), x * _share(tensor)),
         Line("what the head reads, backward", "reduce-scatter", ("tensor",), x * _share(tensor)),
         Line("loss over the vocabulary", "all-reduce", over, numbers * (3 if chunked else 5)),

@@ -65,7 +65,7 @@ def make_optimizer(
 
     def optimizer(name: str) -> optax.GradientTransformation:
         if c.name == "muon" and name == "matrix":
-            direction = scale_by_muon(by_path, c.momentum)
+            direction = scale_by_muon(by_path, c.momentum, "bfloat16" if config.model.compute_dtype == "bfloat16" else "float32")
         else:
             direction = optax.scale_by_adam(c.b1, c.b2, c.epsilon)
         decay = optax.add_decayed_weights(c.weight_decay) if c.weight_decay and name in decayed else optax.identity()

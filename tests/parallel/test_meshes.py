@@ -141,6 +141,36 @@ def test_how_it_is_computed_changes_nothing(mesh, changes, tokens, one_device):
     assert_close(grads, one_device[1])
 
 
+MIXING = {"model.residual_mixing": True, "model.value_embeddings": 3, "model.embedding_norm": True, "model.pair_rows": 64}
+
+
+@pytest.fixture(scope="module")
+def mixing_weights():
+    """Mixes as if they were trained: x0 does take part."""
+    params = jax.device_get(size.init_params(small_config(**MIXING)))
+    params["pairs"]["table"] = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) / 50
+    params["blocks"]["mixing"] = np.linspace(0.5, 1.5, 8, dtype=np.float32).reshape(4, 2)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes"),
+    [
+        (CUBE, {}),
+        ({"pipeline": 2, "context": 2, "tensor": 2}, {}),
+        thoroughly({"pipeline": 4, "tensor": 2}, {"model.scan_layers": False}),
+        thoroughly({"tensor": 8}, {"model.scan_layers": False}),
+        thoroughly({"context": 4, "fsdp": 2}, {"model.remat": "block"}),
+    ],
+    ids=lambda value: mesh_name(WHOLE | value) if set(value) <= set(WHOLE) else str(value),
+)
+def test_what_layers_share_is_that_of_one_device(mesh, changes, tokens, mixing_weights):
+    alone = loss_and_gradients(small_config(**MIXING), tokens, mixing_weights)
+    loss, grads, _ = loss_and_gradients(small_config(mesh, **MIXING | changes), tokens, mixing_weights)
+    assert loss == pytest.approx(alone[0], rel=1e-5)
+    assert_close(grads, alone[1], 1e-4)  # a norm undoes most of what a mix does: its gradient is a small rest of large sums
+
+
 def test_a_ring_caps_its_scores_as_one_device_does(tokens):
     cap = {"model.attention_soft_cap": 0.5}  # low enough to bend every score
     alone = loss_and_gradients(small_config(**cap), tokens)

@@ -1,0 +1,133 @@
+"""How time, memory and traffic grow with the work: one size varied at a time, beside the law that is expected of it.
+
+    python benchmarks/cost.py --out cost.png
+    launch/local.sh --devices 8 -- python benchmarks/cost.py --only devices
+
+Around four layers of 192, T 256, batch 8, 4,096 tokens of vocabulary, bfloat16, AdamW.  Time: medians, against the step's
+FLOPs (`model.size`; a tenfold work that takes twelvefold time is told as 1.2).  Memory: temporaries of the compiled step,
+against the formula of `lmtiny.plan`.  Devices: bytes that a device sends in a step by the compiled program's collectives,
+against the formula; they need emulated devices.  Rows of the data set: the time to draw a batch of 256 shuffled rows' numbers.
+"""
+
+import contextlib
+import math
+import pathlib
+import sys
+import time
+
+import jax
+import steps
+
+from lmtiny.model import size
+from lmtiny.parallel import host
+from lmtiny.planning import hlo, memory, traffic
+
+BASE = {"model.width": 192, "model.num_heads": 3, "model.compute_dtype": "bfloat16", "optimizer.name": "adamw"}
+SWEEPS = {
+    "T": [{"model.context_length": length, "train.batch_size": 4} for length in (64, 128, 256, 512, 1024, 2048)],
+    "batch": [{"train.batch_size": rows} for rows in (2, 4, 8, 16, 32)],
+    "depth": [{"model.num_layers": layers} for layers in (2, 4, 8, 16)],
+    "width": [{"model.width": width, "model.num_heads": width // 64} for width in (64, 128, 256, 512)],
+    "vocabulary": [{"tokenizer.vocab_size": vocabulary} for vocabulary in (1024, 4096, 16384, 65536)],
+}
+DEVICES = [{"fsdp": 2}, {"fsdp": 4}, {"fsdp": 8}, {"tensor": 2}, {"tensor": 4}, {"tensor": 8}, {"data": 2}, {"data": 4}, {"data": 8},
+           {"context": 2}, {"context": 4}, {"context": 8}]  # fmt: skip
+DATA_ROWS = (10**4, 10**6, 10**8)
+
+
+def swept(args, name):
+    """Returns a row for each size: its value, seconds, MiB, and what law and formula make of them."""
+    rows = []
+    for change in SWEEPS[name]:
+        step = steps.build(args.config, BASE | change)
+        seconds, share = steps.paired_seconds({"": step}, args.repeats)[""]
+        config, one = step.config, dict(step.mesh.shape)
+        tokens = config.train.batch_size * config.model.context_length
+        rows.append({"value": next(iter(change.values())), "seconds": seconds, "cores": round(share, 2), "mib": step.temp_mib,
+                     "gflop": size.flops_per_token(config)["causal"] * tokens / 1e9,
+                     "formula_mib": memory.memory(config, one, tiled=False).temporaries / steps.MIB})  # fmt: skip
+        row = rows[-1]
+        print(f"{name:>10} {row['value']:>7,}: {seconds * 1e3:9.1f} ms, {row['gflop']:9.1f} GFLOP, {row['gflop'] / seconds:6.0f} GFLOP/s, "
+              f"{step.temp_mib:8.1f} MiB (formula {row['formula_mib']:.1f})", flush=True)  # fmt: skip
+    return rows
+
+
+def growth(rows, key, law):
+    """Returns by how much `key` grew, from the first row to the last, over how much its law did."""
+    return (rows[-1][key] / rows[0][key]) / (rows[-1][law] / rows[0][law])
+
+
+def on_devices(args):
+    """Returns {mesh: (bytes sent by the compiled step, by the formula)}."""
+    found = {}
+    for mesh in DEVICES:
+        if math.prod(mesh.values()) > len(jax.devices()):
+            continue
+        change = BASE | {"model.num_heads": 8, "model.num_kv_heads": 8, "train.batch_size": 16, "model.scan_layers": True}
+        step = steps.build(args.config, change | {f"parallel.{axis}": count for axis, count in mesh.items()}, math.prod(mesh.values()))
+        sent = sum(one["sent_bytes"] for one in hlo.total_by_kind(hlo.collectives(step.run.as_text())).values())
+        formula = traffic.total(traffic.traffic(step.config, dict(step.mesh.shape)))
+        name = " x ".join(f"{axis} {count}" for axis, count in mesh.items())
+        found[name] = sent, formula
+        print(f"{name:>12}: {sent / 1e6:8.1f} MB sent by a device, formula {formula / 1e6:8.1f}, ratio {sent / formula:.2f}", flush=True)
+    return found
+
+
+def over_rows(args):
+    """Returns {rows of the data set: milliseconds to draw a batch of 256 shuffled rows' numbers}."""
+    import grain
+
+    found = {}
+    for count in DATA_ROWS:
+        order = grain.MapDataset.range(count).seed(0).shuffle().repeat()
+        start = time.perf_counter()
+        for first in range(0, 256 * args.repeats, 256):
+            _ = [order[index] for index in range(first, first + 256)]
+        found[count] = (time.perf_counter() - start) / args.repeats * 1e3
+        print(f"{count:>13,} rows: {found[count]:.2f} ms for the numbers of a batch of 256", flush=True)
+    return found
+
+
+def plot(sweeps, path):
+    """Draws time and memory over each size, and their laws through the last point."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(2, len(sweeps), figsize=(3 * len(sweeps), 6), squeeze=False)
+    for column, (name, rows) in enumerate(sweeps.items()):
+        values = [row["value"] for row in rows]
+        for axis, key, law, scale, label in ((panels[0, column], "seconds", "gflop", 1e3, "ms a step"),
+                                             (panels[1, column], "mib", "formula_mib", 1, "temporaries, MiB")):  # fmt: skip
+            axis.loglog(values, [scale * row[key] for row in rows], "o-")
+            axis.loglog(values, [scale * rows[-1][key] * row[law] / rows[-1][law] for row in rows], ":", color="grey")
+            axis.set(xlabel=name, ylabel=label if column == 0 else "")
+    figure.suptitle("dotted: the law (FLOPs; the memory formula) through the last point")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main():
+    parser = steps.flags(__doc__)
+    parser.add_argument("--only", default=",".join([*SWEEPS, "devices", "rows"]), help="these sweeps, separated by commas")
+    args = parser.parse_args()
+    host.keep_freed_memory()
+    wanted = args.only.split(",")
+    if unknown := set(wanted) - {*SWEEPS, "devices", "rows"}:
+        raise SystemExit(f"--only {unknown.pop()}: there are {', '.join([*SWEEPS, 'devices', 'rows'])}")
+    sweeps = {name: swept(args, name) for name in SWEEPS if name in wanted}
+    for name, rows in sweeps.items():
+        print(f"{name}: time grew {growth(rows, 'seconds', 'gflop'):.2f} times as much as the FLOPs, "
+              f"memory {growth(rows, 'mib', 'formula_mib'):.2f} times as much as its formula")  # fmt: skip
+    sent = on_devices(args) if "devices" in wanted else {}
+    drawn = over_rows(args) if "rows" in wanted else {}
+    if args.out and sweeps:
+        with contextlib.suppress(FileExistsError):
+            pathlib.Path(args.out).parent.mkdir(parents=True)
+        plot(sweeps, args.out)
+    steps.finish({"what": "cost as work grows", "sweeps": sweeps, "sent": sent, "rows": drawn})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
