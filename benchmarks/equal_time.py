@@ -160,7 +160,7 @@ def main():
     parser.add_argument("--peer-flags", default=PEER_FLAGS, help=f"of nanochat's base_train (default: {PEER_FLAGS})")
     parser.add_argument("--only", choices=("ours", "peer"), help="one side alone")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each side")
-    parser.add_argument("--calibrate", type=int, default=30, help="steps of a calibration run")
+    parser.add_argument("--calibrate", type=int, default=60, help="steps of a calibration run")
     parser.add_argument("--document-bytes", type=int, default=4000, help="of nanochat's training documents, at most")
     parser.add_argument("--work", help="a new folder is made in this one, and stays (default: where temporary files go)")
     args = parser.parse_args()

@@ -48,7 +48,9 @@ VARIANTS = {  # what is changed of the base, by the knob
     "embedding rate x 3": {"optimizer.embedding_learning_rate": 3e-2},
     "no weight decay": {"optimizer.weight_decay": 0.0},
     "float32": {"model.compute_dtype": "float32"},
+    "1 layer": {"model.num_layers": 1},
     "2 layers": {"model.num_layers": 2},
+    "3 layers": {"model.num_layers": 3},
     "6 layers": {"model.num_layers": 6},
     "narrower: 128": {"model.width": 128},
     "wider: 256": {"model.width": 256, "model.num_heads": 4},
@@ -134,7 +136,7 @@ def main():
     parser.add_argument("--only", default="", help="these variants, separated by semicolons")
     parser.add_argument("--minutes", type=float, default=5.0, help="of training, without compilation")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each variant")
-    parser.add_argument("--calibrate", type=int, default=30, help="steps of a calibration run")
+    parser.add_argument("--calibrate", type=int, default=60, help="steps of a calibration run")
     parser.add_argument("--work", help="folder for temporary files")
     parser.add_argument("--plot", help="write a plot, as PNG")
     args = parser.parse_args()

@@ -36,13 +36,15 @@ def steps_for(minutes, seconds):
 
 
 def whole(seconds):
-    """Returns (seconds of all steps, the first at the median; the median) of steps behind the first, the one that compiles."""
-    median = statistics.median(seconds)
-    return sum(seconds) + median, median
+    """Returns (seconds of all steps, the first at the median; the mean) of steps behind the first, the one that compiles.
+
+    The mean tells how long many steps will take: a machine that others share has slow moments, which a median leaves out.
+    """
+    return sum(seconds) + statistics.median(seconds), statistics.fmean(seconds)
 
 
-def our_run(args, config, books, work, name, num_steps, more):
-    """Trains lmtiny in work/name; returns (seconds of training, seconds of a step, last validation bits per byte).
+def our_run(args, config, books, work, name, num_steps, more, score="bits_per_byte"):
+    """Trains lmtiny in work/name; returns (seconds of training, seconds of a step, last validation bits per byte or `score`).
 
     The seconds are right to within a step: a line of the log is timed when the next step has been started.
     """
@@ -60,7 +62,7 @@ def our_run(args, config, books, work, name, num_steps, more):
     tokens_a_step, seconds = timed[0]["tokens"], []
     for before, line in itertools.pairwise(timed):
         seconds += [tokens_a_step / line["tokens_per_second"]] * ((line["tokens"] - before["tokens"]) // tokens_a_step)
-    return *whole(seconds), lines[-1].get("validation_bits_per_byte")
+    return *whole(seconds), lines[-1].get(f"validation_{score}")
 
 
 def ours(args, config, books, work):

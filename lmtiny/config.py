@@ -39,13 +39,15 @@ def defaults() -> ml_collections.ConfigDict:
     )
 
 
-def nearest(name: str, names: list[str]) -> str:
-    """Returns "; did you mean X?" for the closest of `names`, or "" when none is close."""
+def nearest(name: str, names: list[str], otherwise: str = "; --help lists them all") -> str:
+    """Returns "; did you mean X?" for the closest of `names`, those below it where it is a section, or `otherwise`."""
+    if below := [known for known in names if known.startswith(f"{name}.")]:
+        return f"; there are {', '.join(below)}"
     last = [known.rsplit(".", 1)[-1] for known in names]
     close = difflib.get_close_matches(name, names, 1, 0.6) or [
         names[last.index(match)] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.6)
     ]
-    return f"; did you mean {close[0]}?" if close else "; --help lists them all"
+    return f"; did you mean {close[0]}?" if close else otherwise
 
 
 def _converted(name: str, knob: Knob, value: Any) -> Any:
@@ -106,8 +108,10 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ml_collections.C
     """
     file = pathlib.Path(path)
     if not file.is_file():
-        there = sorted(str(other) for other in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise UserError(f"no config file {path!r}{nearest(path, there) if there else ''}".replace("; --help lists them all", ""))
+        there = {other.stem: str(other) for other in sorted(file.parent.glob("[!_]*.py"))} if file.parent.is_dir() else {}
+        close = difflib.get_close_matches(file.stem, there, 1, 0.6)
+        listed = f"; there are {', '.join(there.values())}" if there else ""
+        raise UserError(f"no config file {path!r}{f'; did you mean {there[close[0]]}?' if close else listed}")
     spec = importlib.util.spec_from_file_location(f"lmtiny_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no config file: its name must end in .py")

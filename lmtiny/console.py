@@ -87,9 +87,11 @@ def human(number: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a span of time: "35 ms", "4.2 s", "3 min 05 s", "2 h 05 min", "3 d 04 h"."""
+    """Returns a span of time: "20 µs", "35 ms", "4.2 s", "3 min 05 s", "2 h 05 min", "3 d 04 h"."""
     if not math.isfinite(seconds):
         return "unknown"
+    if 0 < seconds < 0.00095:
+        return f"{seconds * 1e6:.0f} µs"
     if seconds < 0.0995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.5:

@@ -105,6 +105,9 @@ def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, 
     from lmtiny.planning import slices
 
     if target is None and args.device and args.device not in chips.names():
+        name, _, count = args.device.rpartition("-")
+        if (chip := chips.by_name(name)) and chip.backend != "tpu" and count.isdecimal():
+            raise UserError(f"--device {args.device}: several of them are --device {name} --devices {count}")
         if "-" not in args.device and ":" not in args.device:
             raise no_such_device(args.device)
         target = slices.parse(args.device, args.slices)
@@ -132,8 +135,8 @@ def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, 
 
 
 def no_such_device(name: str) -> UserError:
-    close = nearest(name, chips.names()).replace("--help lists them all", f"there are {', '.join(chips.names())}")
-    return UserError(f"there is no device {name!r}{close}")
+    known = ", ".join(chips.names())
+    return UserError(f"there is no device {name!r}{nearest(name, chips.names(), f'; there are {known}')}")
 
 
 def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int:
@@ -187,7 +190,7 @@ def say_memory(config: "ml_collections.ConfigDict", needs: "Memory", chip: Chip,
     from lmtiny.planning.memory import cache_bytes
 
     rows = [(name, gib(count)) for name, count in needs.parts.items()]
-    rows += [("in all", gib(needs.needed)), (f"a {chip.name} has", gib(chip.memory) if chip.memory else "unknown")]
+    rows += [("in all", gib(needs.needed)), (f"one {chip.name} has", gib(chip.memory) if chip.memory else "unknown")]
     console.say(f"\n{console.table(('memory of a device', 'GiB'), rows)}")
     context = config.model.context_length
     console.say(f"a chat of {context:,} tokens keeps {cache_bytes(config) / GIB:.3f} GiB of keys and values")
@@ -217,7 +220,7 @@ def say_time(config: "ml_collections.ConfigDict", bounds: "Roofline | None", chi
         f"a step of {tokens:,} tokens: {console.human(flops['full'] * tokens)}"
     )
     if bounds is None:
-        console.say(f"the speed of a {chip.name} is not known, so no time is given")
+        console.say(f"the speed of one {chip.name} is not known, so no time is given")
         return
     roofs = (("arithmetic", bounds.compute), ("memory", bounds.memory), ("links", bounds.links))
     console.say(console.table(("roof", "time of a step"), [(name, console.duration(one)) for name, one in roofs]))
@@ -232,7 +235,7 @@ def say_time(config: "ml_collections.ConfigDict", bounds: "Roofline | None", chi
         rings = f" (a mesh axis has two of {chip.links})" if chip.links > 1 else ""
         facts.append(f"{console.human(chip.link_bandwidth, 'B/s')} links one way{rings}")
         facts.append(f"{console.human(chip.network_bandwidth, 'B/s')} network")
-    console.say(f"assumed of a {chip.name}: {', '.join(facts)}; published figures, which nothing reaches")
+    console.say(f"assumed of one {chip.name}: {', '.join(facts)}; published figures, which nothing reaches")
 
 
 def say_advice(config: "ml_collections.ConfigDict", shape: dict[str, int], chip: Chip) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ def parse(text: str) -> dict[str, int]:
     for part in text.replace(" ", "").split(","):
         name, equals, count = part.partition("=")
         if name not in MESH_AXES:
-            close = config_lib.nearest(name, list(MESH_AXES)).replace("--help lists them all", f"there are {', '.join(MESH_AXES)}")
+            close = config_lib.nearest(name, list(MESH_AXES), f"; there are {', '.join(MESH_AXES)}")
             raise UserError(f"--mesh: there is no mesh axis {name!r}{close}")
         if name in shape:
             raise UserError(f"--mesh: {name} is given twice")

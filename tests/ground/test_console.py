@@ -39,6 +39,8 @@ def test_human(number: float, unit: str, shown: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [
+        (0, "0 ms"),
+        (2e-5, "20 µs"),
         (0.035, "35 ms"),
         (4.24, "4.2 s"),
         (59.6, "1 min 00 s"),

@@ -67,6 +67,7 @@ def plan_needs(folder, *arguments):
     [
         (("--device", "v5"), "there is no device 'v5'; did you mean v5"),
         (("--device", "v5e-9"), "the nearest is v5e-8"),
+        (("--device", "h100-8"), "--device h100 --devices 8"),
         (("--device", "v5e-8", "--mesh", "fsdp=4,data=3"), "makes 12 devices, but there are 8"),
         (("--device", "v5e-8", "--devices", "4"), "has 8 devices, not 4"),
         (("--compile", "v5e-8", "--device", "v5e"), "leave --device out"),
