@@ -9,7 +9,6 @@ against the formula of `lmtiny.plan`.  Devices: bytes that a device sends in a s
 against the formula; they need emulated devices.  Rows of the data set: the time to draw a batch of 256 shuffled rows' numbers.
 """
 
-import contextlib
 import math
 import pathlib
 import sys
@@ -123,8 +122,7 @@ def main():
     sent = on_devices(args) if "devices" in wanted else {}
     drawn = over_rows(args) if "rows" in wanted else {}
     if args.out and sweeps:
-        with contextlib.suppress(FileExistsError):
-            pathlib.Path(args.out).parent.mkdir(parents=True)
+        pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         plot(sweeps, args.out)
     steps.finish({"what": "cost as work grows", "sweeps": sweeps, "sent": sent, "rows": drawn})
 

@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 
-from sides import ours, peer, say
+from sides import ours, peer, program, say
 
 HELD_OUT = 2  # books
 PEER_FLAGS = "--depth=4 --head-dim=64 --device-batch-size=8 --total-batch-size=2048"
@@ -164,7 +164,7 @@ def main():
     parser.add_argument("--document-bytes", type=int, default=4000, help="of nanochat's training documents, at most")
     parser.add_argument("--work", help="a new folder is made in this one, and stays (default: where temporary files go)")
     args = parser.parse_args()
-    args.peer = os.path.abspath(args.peer) if args.peer else ""
+    args.peer, args.peer_python = os.path.abspath(args.peer) if args.peer else "", program(args.peer_python)
     compare(args)
 
 

@@ -22,7 +22,7 @@ from lmtiny import config as config_lib
 from lmtiny.errors import UserError
 
 BASE = "base"
-VARIANTS = {  # what is changed of the base, by the knob
+VARIANTS = {  # what is changed of the base, by the knob; "x2": twice the base's value
     BASE: {},
     "GELU": {"model.activation": "gelu"},
     "SwiGLU, same parameters": {"model.activation": "swiglu", "model.mlp_ratio": 8 / 3},
@@ -41,13 +41,13 @@ VARIANTS = {  # what is changed of the base, by the knob
     "warmdown 0.4": {"optimizer.warmdown_fraction": 0.4},
     "warmdown 1.0": {"optimizer.warmdown_fraction": 1.0},
     "AdamW": {"optimizer.name": "adamw"},
-    "half the batch": {"train.batch_size": 4},
-    "twice the batch": {"train.batch_size": 16},
-    "rate x 0.5": {"optimizer.learning_rate": 1.5e-3},
-    "rate x 2": {"optimizer.learning_rate": 6e-3},
-    "embedding rate x 3": {"optimizer.embedding_learning_rate": 3e-2},
+    "half the batch": {"train.batch_size": "x0.5"},
+    "twice the batch": {"train.batch_size": "x2"},
+    "rate x 0.5": {"optimizer.learning_rate": "x0.5"},
+    "rate x 2": {"optimizer.learning_rate": "x2"},
+    "embedding rate x 3": {"optimizer.embedding_learning_rate": "x3"},
     "no weight decay": {"optimizer.weight_decay": 0.0},
-    "float32": {"model.compute_dtype": "float32"},
+    "bfloat16": {"model.compute_dtype": "bfloat16"},
     "1 layer": {"model.num_layers": 1},
     "2 layers": {"model.num_layers": 2},
     "3 layers": {"model.num_layers": 3},
@@ -59,11 +59,19 @@ VARIANTS = {  # what is changed of the base, by the knob
     "heads of 48": {"model.num_heads": 4},
     "GQA by 2": {"model.num_kv_heads": 1},
     "tied embeddings": {"model.tied_embeddings": True},
-    "context 128": {"model.context_length": 128, "train.batch_size": 16},
-    "context 512": {"model.context_length": 512, "train.batch_size": 4},
+    "half the context": {"model.context_length": "x0.5", "train.batch_size": "x2"},
+    "twice the context": {"model.context_length": "x2", "train.batch_size": "x0.5"},
     "vocabulary 2,048": {"tokenizer.vocab_size": 2048},
     "vocabulary 8,192": {"tokenizer.vocab_size": 8192},
 }
+
+
+def relative(base, knob, value):
+    """Returns the value of a variant's knob, "x2" as twice the base's."""
+    if not isinstance(value, str) or not value.startswith("x"):
+        return value
+    found = config_lib.get_knob(base, knob) * float(value[1:])
+    return round(found) if isinstance(config_lib.get_knob(base, knob), int) else found
 
 
 def run(args, books, name, overrides):
@@ -71,7 +79,9 @@ def run(args, books, name, overrides):
     seeds = [seed for seed in range(args.seeds) if (name, seed) not in args.done]
     if not seeds:
         return
-    one = argparse.Namespace(**vars(args) | {"set": [*args.set, *(f"{knob}={value}" for knob, value in overrides.items())]})
+    base = config_lib.load(args.config, dict(text.split("=", 1) for text in args.set))
+    changed = [f"{knob}={relative(base, knob, value)}" for knob, value in overrides.items()]
+    one = argparse.Namespace(**vars(args) | {"set": [*args.set, *changed]})
     config = config_lib.load(args.config, dict(text.split("=", 1) for text in one.set))
     with tempfile.TemporaryDirectory(prefix="recipe-", dir=args.work) as folder:
         work = pathlib.Path(folder).resolve()
@@ -81,7 +91,7 @@ def run(args, books, name, overrides):
             score, seconds = train(seed)
             if abs(facts["bytes"] / num_bytes - 1) > 1e-3:
                 raise SystemExit(f"{name}: scored {facts['bytes']:,} bytes of {num_bytes:,}: not the same text")
-            yield {"name": name, "seed": seed, "bits_per_byte": score, "seconds": seconds, "minutes": args.minutes,
+            yield {"name": name, "seed": seed, "bits_per_byte": score, "seconds": seconds, "base": args.base,
                    **{key: facts[key] for key in ("parameters", "steps", "tokens", "settings")}}  # fmt: skip
 
 
@@ -122,7 +132,7 @@ def plot(records, path):
     if BASE in (names := [name for name, *_ in rows]):
         axis.axvline(rows[names.index(BASE)][1], color="gray", linewidth=0.8)
     axis.set_yticks(range(len(rows)), names)
-    axis.set_xlabel(f"bits per byte of held-out books after {records[0]['minutes']:g} minutes")
+    axis.set_xlabel(f"bits per byte of held-out books after {records[0]['base'][1]:g} minutes")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -141,11 +151,16 @@ def main():
     parser.add_argument("--plot", help="write a plot, as PNG")
     args = parser.parse_args()
     records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    args.base = [args.config, args.minutes, *args.set]
+    if args.books and any(record["base"] != args.base for record in records):
+        raise SystemExit(f"--out {args.out} holds runs of another base, {records[0]['base']}; name another file")
     args.done = {(record["name"], record["seed"]) for record in records}
     if args.books:
         names = args.only.split(";") if args.only else list(VARIANTS)
         if unknown := [name for name in names if name not in VARIANTS]:
             raise SystemExit(f"--only {unknown[0]}: there are {'; '.join(VARIANTS)}")
+        if args.work:
+            pathlib.Path(args.work).mkdir(parents=True, exist_ok=True)
         books = check(argparse.Namespace(**vars(args) | {"only": "ours"}))
         try:
             for name in names:

@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 
-from sides import our_run, run, say, steps_for
+from sides import our_run, program, run, say, steps_for
 
 from lmtiny import config as config_lib
 from lmtiny.errors import UserError
@@ -27,7 +27,7 @@ PEER_FLAGS = ("--device=cpu --compile=False --log_interval=1 --block_size=64 --b
               "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 --eval_interval=2000 --always_save_checkpoint=False")  # fmt: skip
 OURS = {
     "tokenizer.kind": "char", "model.num_layers": "4", "model.width": "128", "model.num_heads": "2", "model.context_length": "128",
-    "train.batch_size": "8", "model.compute_dtype": "bfloat16", "optimizer.learning_rate": "6e-3", "corpus.kind": "files",
+    "train.batch_size": "8", "model.compute_dtype": "bfloat16", "optimizer.learning_rate": "6e-3",
 }  # fmt: skip
 
 
@@ -52,11 +52,16 @@ def main():
     parser.add_argument("--peer", help="folder of nanoGPT; without it --seconds says how long lmtiny trains")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torch and numpy (default: this one)")
     parser.add_argument("--eval-iters", type=int, default=200, help="batches of the peer's validation")
-    parser.add_argument("--seconds", type=float, default=97.0, help="the peer's time, where it is not run")
+    parser.add_argument("--seconds", type=float, default=97.0, help="the time to compare with, where the peer is not run")
     parser.add_argument("--config", default=str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "tiny.py"))
     parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="another knob of lmtiny's config")
     parser.add_argument("--calibrate", type=int, default=60, help="steps that are timed first")
     args = parser.parse_args()
+    args.peer_python = program(args.peer_python)
+    if not pathlib.Path(args.text).is_file():
+        raise SystemExit(f"--text {args.text}: no such file")
+    if args.peer and not (pathlib.Path(args.peer) / "train.py").is_file():
+        raise SystemExit(f"--peer {args.peer}: no checkout of nanoGPT")
     text = pathlib.Path(args.text).read_text(encoding="utf-8")
     knobs = OURS | dict(one.split("=", 1) for one in args.set)
     args.set = [f"{name}={value}" for name, value in knobs.items()]
@@ -71,7 +76,7 @@ def main():
         (texts / "train.txt").write_text(text[:cut])
         (texts / "held_out" / "rest.txt").write_text(text[cut:])
         try:
-            config = config_lib.load(args.config, knobs | {"corpus.path": str(texts)})
+            config = config_lib.load(args.config, knobs | {"corpus.kind": "files", "corpus.path": str(texts)})
         except UserError as error:
             raise SystemExit(str(error)) from None
         _, step, _ = our_run(args, config, texts, work, "calibration", args.calibrate, {"evaluation.rows": 1, "log.every": 5})

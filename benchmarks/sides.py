@@ -18,6 +18,11 @@ def say(text):
     print(text, flush=True)
 
 
+def program(name):
+    """Returns the program of that name as it can be started from any folder; links are kept, since a venv is one."""
+    return os.path.abspath(name) if os.sep in name else name
+
+
 def run(command, log, cwd, **variables):
     """Runs a command in `cwd`, its output into the file `log`; returns the output, or ends the program with its last line."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1"} | variables

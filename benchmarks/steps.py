@@ -19,7 +19,6 @@ from lmtiny.training.state import init_state
 from lmtiny.training.step import traced_train_step
 
 MIB = 2**20
-BOS = 256
 
 
 @dataclasses.dataclass
@@ -45,9 +44,9 @@ class Step:
             return init_state(self.config, optimizer, self.mesh), self.batch(np.random.default_rng(0))
 
     def batch(self, random):
-        """Returns a batch of tokens drawn with `random`; none of them begins a document."""
+        """Returns a batch of tokens drawn with `random` from the whole vocabulary; none of them begins a document."""
         shape = (self.config.train.batch_size, self.config.model.context_length + 1)
-        rows = random.integers(0, min(BOS, self.config.tokenizer.vocab_size), shape).astype(np.int32)
+        rows = random.integers(0, self.config.tokenizer.vocab_size, shape).astype(np.int32)
         return mesh_lib.place_batch(self.mesh, rows, shape[0])
 
 
@@ -61,7 +60,7 @@ def of(config, devices=None):
     mesh = mesh_lib.make_mesh(config, devices)
     config, _ = attend.resolved(config, mesh)
     with jax.set_mesh(mesh):
-        return Step(config, mesh, traced_train_step(config, mesh, BOS).lower().compile())
+        return Step(config, mesh, traced_train_step(config, mesh, config.tokenizer.vocab_size).lower().compile())
 
 
 def paired_seconds(steps, repeats):

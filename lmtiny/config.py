@@ -42,7 +42,7 @@ def defaults() -> ml_collections.ConfigDict:
 def nearest(name: str, names: list[str], otherwise: str = "; --help lists them all") -> str:
     """Returns "; did you mean X?" for the closest of `names`, those below it where it is a section, or `otherwise`."""
     if below := [known for known in names if known.startswith(f"{name}.")]:
-        return f"; there are {', '.join(below)}"
+        return f"; there are {', '.join(below[:8])}" + (f" and {len(below) - 8} more: --help lists them all" if len(below) > 8 else "")
     last = [known.rsplit(".", 1)[-1] for known in names]
     close = difflib.get_close_matches(name, names, 1, 0.6) or [
         names[last.index(match)] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.6)
@@ -247,7 +247,7 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
     """Returns mesh axis -> devices, and refuses what `num_devices` or the model cannot be split into.
 
     Raises:
-      UserError: the mesh is not the devices, or batch, time, layers, heads, width, MLP or vocabulary do not divide by it.
+      UserError: the mesh is not the devices, or batch, time, layers, heads, width, MLP, vocabulary or pair rows do not divide by it.
     """
     shape = {name: int(config.parallel[name]) for name in MESH_AXES}
     rest = math.prod(size for name, size in shape.items() if name != "data")

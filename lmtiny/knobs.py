@@ -129,9 +129,9 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
     "optimizer": (
         Knob("name", str, "muon", "", "adamw; muon: Muon for matrices inside blocks, AdamW for the rest", one_of("adamw", "muon")),
         Knob("learning_rate", float, 3e-4, "", "peak rate of the matrices inside blocks", above(0)),
-        Knob("embedding_learning_rate", float, 0.0, "", "peak rate of the embedding tables; 0: learning_rate", at_least(0)),
+        Knob("embedding_learning_rate", float, 0.0, "", "peak rate of the tables: of tokens, pairs, positions, values; 0: learning_rate", at_least(0)),
         Knob("head_learning_rate", float, 0.0, "", "peak rate of the head; 0: learning_rate", at_least(0)),
-        Knob("scalar_learning_rate", float, 0.0, "", "peak rate of norms and biases; 0: learning_rate", at_least(0)),
+        Knob("scalar_learning_rate", float, 0.0, "", "peak rate of norms, biases and residual mixing; 0: learning_rate", at_least(0)),
         Knob("schedule", str, "cosine", "", "after the warmup: cosine; linear: constant, then linear warmdown; constant", one_of("cosine", "linear", "constant")),
         Knob("warmup_steps", int, 0, "steps", "linear from zero", at_least(0)),
         Knob("warmdown_fraction", float, 0.4, "", "linear: share of the run that warms down", within(0, 1)),

@@ -71,8 +71,7 @@ class Attention(nnx.Module):
         x_BTD = collectives.gather(x_BTD, "sequence", 1)
         q_BTHN, k_BTKN, v_BTKN = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         if values_BTE is not None:
-            values_BTE = collectives.own_part(collectives.gather(values_BTE, "sequence", 1), "kv_heads", 2)
-            v_BTKN += values_BTE.reshape(v_BTKN.shape)
+            v_BTKN += collectives.exchange(values_BTE, "sequence", 2, 1).reshape(v_BTKN.shape)  # its heads, of all time steps
         if self.qk_norm:
             q_BTHN, k_BTKN = rms_norm(q_BTHN, self.epsilon), rms_norm(k_BTKN, self.epsilon)
         if rows.angles is not None:

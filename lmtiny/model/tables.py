@@ -47,6 +47,8 @@ class Head(nnx.Module):
 def pair_rows(tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None, num_rows: int) -> jax.Array:
     """Returns the row in a table of `num_rows` for each token and the one before it in its document, by a hash of both.
 
+    As in arXiv 2501.16975 (n-grams of the input) and arXiv 1709.03933 (hashed rows).
+
     `read_BS`: the tokens of all positions where `tokens_BT` begins in the middle; at the start of a document 0 comes before.
     """
     if read_BS is None:
@@ -54,7 +56,8 @@ def pair_rows(tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array 
     else:
         before_BT = jnp.take_along_axis(read_BS, jnp.maximum(positions_BT - 1, 0), axis=1)
     before_BT = jnp.where(positions_BT > 0, before_BT, 0)
-    # Odd multipliers of full size (Knuth, The Art of Computer Programming 3, section 6.4); the high bits are the mixed ones.
-    mixed_BT = before_BT.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + tokens_BT.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
-    mixed_BT = (mixed_BT ^ (mixed_BT >> 15)) * jnp.uint32(0xC2B2AE35)
-    return ((mixed_BT >> 8) % jnp.uint32(num_rows)).astype(jnp.int32)
+    # Knuth's multiplier (The Art of Computer Programming 3, section 6.4), then the finaliser of MurmurHash3.
+    mixed_BT = before_BT.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + tokens_BT.astype(jnp.uint32)
+    mixed_BT = (mixed_BT ^ (mixed_BT >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed_BT = (mixed_BT ^ (mixed_BT >> 13)) * jnp.uint32(0xC2B2AE35)
+    return ((mixed_BT ^ (mixed_BT >> 16)) % jnp.uint32(num_rows)).astype(jnp.int32)

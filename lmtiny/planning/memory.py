@@ -52,7 +52,7 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
     rows = z.b * z.A * (config.model.context_length + 1)
     params = parameters(config, shape)
     tables = [one for one in params if not one.in_blocks]
-    head = max((one for one in tables if one.part in ("embedding", "head")), key=lambda one: one.whole)
+    head = max(tables, key=lambda one: one.whole)
     layer = sum(one.whole for one in params if one.in_blocks) / z.L
     # A gradient that is to be scattered lies there whole before; one that is whole anyway is counted as a gradient below.
     scattered = FLOAT32 if shape["fsdp"] > 1 else 0
@@ -76,10 +76,11 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
 
 
 def cache_bytes(config: ml_collections.ConfigDict, num_rows: int = 1, num_slots: int = 0) -> int:
-    """Returns the bytes of the keys and values a chat keeps; `num_slots` 0: the whole context."""
+    """Returns the bytes a chat keeps of what it read: keys, values, and tokens for model.pair_rows; `num_slots` 0: the whole context."""
     c = config.model
     one = sizes(config, dict.fromkeys(config_lib.MESH_AXES, 1))
-    return 2 * c.num_layers * num_rows * (num_slots or c.context_length) * one.K * one.N * one.c
+    tokens = num_rows * (num_slots or c.context_length)
+    return tokens * (2 * c.num_layers * one.K * one.N * one.c + (4 if c.pair_rows else 0))
 
 
 def tiled_bytes(shape: tuple[int, ...], itemsize: int) -> int:
@@ -139,4 +140,5 @@ def _block_at_work(config: ml_collections.ConfigDict, shape: Shape, size_of: Cal
         return 0.0
     alone = copy.deepcopy(config)
     alone.model.remat, alone.model.num_layers, alone.model.scan_layers = "none", shape["pipeline"], True
+    alone.model.value_embeddings = min(1, config.model.value_embeddings)
     return AT_ONCE * sum(size_of(*leaf) for leaf in saved_leaves(alone, shape))

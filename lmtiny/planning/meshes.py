@@ -6,7 +6,6 @@ import math
 import ml_collections
 
 from lmtiny import config as config_lib
-from lmtiny.config import MESH_AXES
 from lmtiny.errors import UserError
 
 
@@ -15,8 +14,8 @@ def parse(text: str) -> dict[str, int]:
     shape = {}
     for part in text.replace(" ", "").split(","):
         name, equals, count = part.partition("=")
-        if name not in MESH_AXES:
-            close = config_lib.nearest(name, list(MESH_AXES), f"; there are {', '.join(MESH_AXES)}")
+        if name not in config_lib.MESH_AXES:
+            close = config_lib.nearest(name, list(config_lib.MESH_AXES), f"; there are {', '.join(config_lib.MESH_AXES)}")
             raise UserError(f"--mesh: there is no mesh axis {name!r}{close}")
         if name in shape:
             raise UserError(f"--mesh: {name} is given twice")
@@ -29,14 +28,14 @@ def parse(text: str) -> dict[str, int]:
 def with_mesh(config: ml_collections.ConfigDict, shape: dict[str, int]) -> ml_collections.ConfigDict:
     """Returns a copy of the config whose mesh is `shape`; axes that it leaves out have one device, "data" the rest."""
     changed = copy.deepcopy(config)
-    for name in MESH_AXES:
+    for name in config_lib.MESH_AXES:
         config_lib.set_knob(changed, f"parallel.{name}", shape.get(name, 0 if name == "data" else 1))
     return changed
 
 
 def is_default(config: ml_collections.ConfigDict) -> bool:
     """Returns whether the config leaves the mesh open."""
-    return all(config.parallel[name] <= 1 for name in MESH_AXES)
+    return all(config.parallel[name] <= 1 for name in config_lib.MESH_AXES)
 
 
 def suggest(config: ml_collections.ConfigDict, num_devices: int, num_slices: int = 1) -> dict[str, int]:

@@ -108,10 +108,10 @@ def _sequence(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list
     scattered sums a block and pass, mirrored backward; recomputed but for the block's last sum."""
     tensor, passes = shape["tensor"], z.A * z.L * z.ticks / z.M
     whole = z.b * z.T * z.D * z.c * _share(tensor) * passes
-    one_program = config.model.scan_layers or shape["pipeline"] > 1  # then all layers gather, and those without values add zeros
-    with_values = bool(config.model.value_embeddings) if one_program else config.model.value_embeddings / z.L
-    values = whole / z.D * z.K * tensor * z.N * with_values
-    remat = config.model.remat
+    c, remat = config.model, config.model.remat
+    one_program = c.scan_layers or shape["pipeline"] > 1  # then all layers exchange, and those without values add zeros
+    values = whole / z.D * z.K * z.N * (bool(c.value_embeddings) if one_program else c.value_embeddings / z.L)
+    values_kept = remat == "none" or (remat in ("names", "offload") and "value" in c.remat_names)
     again = 0 if remat == "none" and shape["fsdp"] == 1 else 2 if remat == "none" else 3
     return [
         Line("activations of blocks, forward: gathered", "all-gather", ("tensor",), 2 * whole),
@@ -120,8 +120,7 @@ def _sequence(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list
         Line("activations of blocks, recomputed: summed", "reduce-scatter", ("tensor",), max(again - 2, 0) * whole),
         Line("activations of blocks, backward: gathered", "all-gather", ("tensor",), 2 * whole),
         Line("activations of blocks, backward: summed", "reduce-scatter", ("tensor",), 2 * whole),
-        Line("value embeddings, gathered", "all-gather", ("tensor",), values * (1 + min(again, 2) / 2)),
-        Line("value embeddings, backward", "reduce-scatter", ("tensor",), values),
+        Line("value embeddings, time for heads, and back", "all-to-all", ("tensor",), values * (2 if values_kept else 3)),
     ]
 
 

@@ -45,7 +45,11 @@ def config(request):
 @pytest.fixture(scope="module")
 def params(config):
     # Larger weights than at the start, so that an error of order one is not lost in a nearly linear network.
-    return jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, size.init_params(config))
+    params = jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, size.init_params(config))
+    if config.model.residual_mixing:  # as after some training: neither x0 nor pairs are left out
+        params["blocks"]["mixing"] = jnp.linspace(0.5, 1.5, params["blocks"]["mixing"].size).reshape(-1, 2)
+        params["pairs"]["table"] = 0.02 * jax.random.normal(jax.random.key(2), params["pairs"]["table"].shape)
+    return params
 
 
 def jitted(config):

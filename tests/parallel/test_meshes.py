@@ -168,7 +168,10 @@ def test_what_layers_share_is_that_of_one_device(mesh, changes, tokens, mixing_w
     alone = loss_and_gradients(small_config(**MIXING), tokens, mixing_weights)
     loss, grads, _ = loss_and_gradients(small_config(mesh, **MIXING | changes), tokens, mixing_weights)
     assert loss == pytest.approx(alone[0], rel=1e-5)
-    assert_close(grads, alone[1], 1e-4)  # a norm undoes most of what a mix does: its gradient is a small rest of large sums
+    # A norm undoes most of what a mix does: its gradient is a small rest of large sums.
+    mixing = grads["blocks"].pop("mixing"), alone[1]["blocks"].pop("mixing")
+    assert_close(*mixing, 1e-3)
+    assert_close(grads, alone[1], 2e-5)
 
 
 def test_a_ring_caps_its_scores_as_one_device_does(tokens):
