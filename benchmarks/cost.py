@@ -62,7 +62,8 @@ def on_devices(args):
     for mesh in DEVICES:
         if math.prod(mesh.values()) > len(jax.devices()):
             continue
-        change = BASE | {"model.num_heads": 8, "model.num_kv_heads": 8, "train.batch_size": 16, "model.scan_layers": True}
+        # XLA on a CPU sends bfloat16 as float32, so all is float32 here.
+        change = BASE | {"model.num_heads": 8, "train.batch_size": 16, "model.scan_layers": True, "model.compute_dtype": "float32"}
         step = steps.build(args.config, change | {f"parallel.{axis}": count for axis, count in mesh.items()}, math.prod(mesh.values()))
         sent = sum(one["sent_bytes"] for one in hlo.total_by_kind(hlo.collectives(step.run.as_text())).values())
         formula = traffic.total(traffic.traffic(step.config, dict(step.mesh.shape)))
@@ -99,9 +100,11 @@ def plot(sweeps, path):
         values = [row["value"] for row in rows]
         for axis, key, law, scale, label in ((panels[0, column], "seconds", "gflop", 1e3, "ms a step"),
                                              (panels[1, column], "mib", "formula_mib", 1, "temporaries, MiB")):  # fmt: skip
-            axis.loglog(values, [scale * row[key] for row in rows], "o-")
-            axis.loglog(values, [scale * rows[-1][key] * row[law] / rows[-1][law] for row in rows], ":", color="grey")
+            axis.loglog(values, [scale * row[key] for row in rows], "o-", base=2)
+            axis.loglog(values, [scale * rows[-1][key] * row[law] / rows[-1][law] for row in rows], ":", color="grey", base=2)
             axis.set(xlabel=name, ylabel=label if column == 0 else "")
+            axis.set_xticks(values, [f"{value:,}" for value in values], fontsize=7)
+            axis.yaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")
     figure.suptitle("dotted: the law (FLOPs; the memory formula) through the last point")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
