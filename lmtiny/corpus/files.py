@@ -4,6 +4,7 @@ Large .txt and .jsonl files become several units, each a range of bytes that beg
 does; the ranges follow from the file alone, so the documents are the same however many processes read them.
 """
 
+import difflib
 import functools
 import glob
 import json
@@ -13,7 +14,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lmtiny.config import nearest
 from lmtiny.console import warn
 from lmtiny.corpus.documents import Document, Unit, clean, cleaned, digest, sections
 from lmtiny.corpus.fingerprint import of_file
@@ -163,8 +163,8 @@ def _at(file: pathlib.Path, offset: int) -> str:
 
 
 def _among(text_key: str, names: list[str]) -> str:
-    close = nearest(text_key, names) if names else ""
-    hint = f"; did you mean --config.corpus.text_key={close[15:-1]}?" if close.startswith("; did you mean ") else "; set corpus.text_key"
+    close = difflib.get_close_matches(text_key, names, 1)
+    hint = f"; did you mean --config.corpus.text_key={close[0]}?" if close else "; set corpus.text_key"
     return f" among {', '.join(map(repr, names[:8])) or 'none'}{hint}"
 
 

@@ -1,6 +1,7 @@
 """Causal self-attention with grouped heads, windows, packed documents and a cache.
 
-B batch, T queries, S keys, D width, H query heads, K key/value heads, G = H/K, N head size, L layers.
+B batch, T queries, S keys, D width, H query heads, K key/value heads, G = H/K, N head size, L layers,
+E = K N, n layers with value embeddings, X = n E.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """The Transformer: token ids -> logits.
 
-B batch, T time, S cache slots, D width, V vocabulary (padded), L layers, K key/value heads, N head size.
+B batch, T time, S cache slots, D width, V vocabulary (padded), L layers, K key/value heads, N head size,
+E = K N, n layers with value embeddings, X = n E.
 
 Blocks are stored stacked, every parameter with a leading "layer" axis, whether they are scanned (one compiled block, run
 L times) or unrolled; so a checkpoint does not depend on that choice.
@@ -13,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from flax import nnx
 
 from lmtiny import config as config_lib
@@ -138,11 +138,8 @@ class Transformer(nnx.Module):
         graph, stacked = nnx.split(self.blocks)
         sizes, kinds, first_layer = _windows_here(c)
 
-        def run(
-            x_BTD: jax.Array, layer: tuple[Any, ...], kind: int | None = None, static_number: int | None = None
-        ) -> tuple[jax.Array, tuple[Cache | None, Losses]]:
+        def run(x_BTD: jax.Array, layer: tuple[Any, ...], kind: int | None = None) -> tuple[jax.Array, tuple[Cache | None, Losses]]:
             params, number, traced_kind, layer_cache = layer
-            number = number if static_number is None else static_number
             key = jax.random.fold_in(dropout_key, number) if dropout_key is not None and c.dropout else None
             window = Window(sizes, traced_kind if kind is None else kind)
             values_BTE = _values_of(rows.values_BTX, number, c)
@@ -150,8 +147,7 @@ class Transformer(nnx.Module):
             return x_BTD, (layer_cache, losses)
 
         num_layers = len(kinds)
-        numbers = first_layer + np.arange(num_layers)
-        layers = (nnx.to_pure_dict(stacked), jnp.asarray(numbers), jnp.asarray(kinds), cache)
+        layers = (nnx.to_pure_dict(stacked), first_layer + jnp.arange(num_layers), jnp.asarray(kinds), cache)
         remat = functools.partial(rematerialised, remat=c.remat, names=c.remat_names)
         if c.scan_layers:
             x_BTD, (cache, losses) = jax.lax.scan(remat(functools.partial(run, kind=0) if len(sizes) == 1 else run), x_BTD, layers)
@@ -159,8 +155,7 @@ class Transformer(nnx.Module):
             results = []
             for index, layer in enumerate(_unstacked(layers, num_layers)):
                 kind = None if isinstance(kinds, jax.Array) else kinds[index]
-                number = None if isinstance(numbers, jax.Array) else int(numbers[index])
-                x_BTD, result = remat(functools.partial(run, kind=kind, static_number=number))(x_BTD, layer)
+                x_BTD, result = remat(functools.partial(run, kind=kind))(x_BTD, layer)
                 results.append(result)
             cache, losses = jax.tree.map(lambda *parts: jnp.stack(parts), *results)
         return x_BTD, (cache, jax.tree.map(jnp.sum, losses))
@@ -221,14 +216,12 @@ def _windows_here(model: ml_collections.ConfigDict) -> tuple[tuple[int, ...], li
     return sizes, jnp.array(stages)[collectives.part("layer")], first_layer
 
 
-def _values_of(values_BTX: jax.Array | None, layer: jax.Array | int, model: ml_collections.ConfigDict) -> jax.Array | None:
+def _values_of(values_BTX: jax.Array | None, layer: jax.Array, model: ml_collections.ConfigDict) -> jax.Array | None:
     """Returns the part of `Rows.values_BTX` that is of this layer, zeros before the last model.value_embeddings layers."""
     if values_BTX is None:
         return None
     values_BTnE = values_BTX.reshape(*values_BTX.shape[:2], model.value_embeddings, -1)
     number = layer - (model.num_layers - model.value_embeddings)
-    if isinstance(number, int):
-        return values_BTnE[:, :, number] if number >= 0 else None
     return jnp.where(number >= 0, jax.lax.dynamic_index_in_dim(values_BTnE, jnp.maximum(number, 0), 2, keepdims=False), 0)
 
 

@@ -109,8 +109,7 @@ def _sequence(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list
     tensor, passes = shape["tensor"], z.A * z.L * z.ticks / z.M
     whole = z.b * z.T * z.D * z.c * _share(tensor) * passes
     c, remat = config.model, config.model.remat
-    one_program = c.scan_layers or shape["pipeline"] > 1  # then all layers exchange, and those without values add zeros
-    values = whole / z.D * z.K * z.N * (bool(c.value_embeddings) if one_program else c.value_embeddings / z.L)
+    values = whole / z.D * z.K * z.N * bool(c.value_embeddings)  # all layers exchange: those without values add zeros
     values_kept = remat == "none" or (remat in ("names", "offload") and "value" in c.remat_names)
     again = 0 if remat == "none" and shape["fsdp"] == 1 else 2 if remat == "none" else 3
     return [
