@@ -80,9 +80,8 @@ def _summed_forward(
     def of_chunk(dhead_Dv: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         x_cD, targets_c, weights_c = piece
         logits_cv, columns = _logits(x_cD, head_Dv, soft_cap)
-        nll_c, log_sum_c = _nll_of_logits(logits_cv, columns, targets_c, vocab_size)
-        probabilities_cv = jnp.where(columns < vocab_size, jnp.exp(logits_cv - log_sum_c[:, None]), 0.0)
-        dlogits_cv = (probabilities_cv - (columns == targets_c[:, None])) * weights_c[:, None]
+        nll_c, exponentials_cv, sums_c = _nll_of_logits(logits_cv, columns, targets_c, vocab_size)
+        dlogits_cv = exponentials_cv * (weights_c / sums_c)[:, None] - jnp.where(columns == targets_c[:, None], weights_c[:, None], 0.0)
         dlogits_cv = (dlogits_cv * slope(logits_cv, soft_cap)).astype(x_cD.dtype)
         dx_cD = product_with_rows(dlogits_cv, head_Dv).astype(x_cD.dtype)
         return dhead_Dv + product_over_rows(x_cD, dlogits_cv), (nll_c, dx_cD)
@@ -113,12 +112,14 @@ def _logits(x_nD: jax.Array, head_Dv: jax.Array, soft_cap: float) -> tuple[jax.A
     return logits_nv, jax.lax.broadcasted_iota(jnp.int32, logits_nv.shape, 1) + collectives.part("vocab") * head_Dv.shape[1]
 
 
-def _nll_of_logits(logits_nv: jax.Array, columns: jax.Array, targets_n: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
-    """Returns (-log p(target), the logarithm of the sum of exponentials), over the whole vocabulary."""
+def _nll_of_logits(
+    logits_nv: jax.Array, columns: jax.Array, targets_n: jax.Array, vocab_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (-log p(target), exponentials of the logits that are here up to a factor of the row's, their sum over the vocabulary)."""
     logits_nv = jnp.where(columns < vocab_size, logits_nv, -1e30)
     max_n = collectives.largest(jnp.max(logits_nv, axis=1), "vocab")
-    sums_n = jnp.sum(jnp.exp(logits_nv - max_n[:, None]), axis=1)
+    exponentials_nv = jnp.exp(logits_nv - max_n[:, None])
+    sums_n = jnp.sum(exponentials_nv, axis=1)
     target_n = jnp.sum(jnp.where(columns == targets_n[:, None], logits_nv, 0.0), axis=1)
     sums_n, target_n = collectives.total((sums_n, target_n), "vocab")
-    log_sum_n = jnp.log(sums_n) + max_n
-    return log_sum_n - target_n, log_sum_n
+    return jnp.log(sums_n) + max_n - target_n, exponentials_nv, sums_n
