@@ -48,6 +48,15 @@ def whole(seconds):
     return sum(seconds) + statistics.median(seconds), statistics.fmean(seconds)
 
 
+def our_command(args, entry, books, work, more):
+    """Returns the command that starts lmtiny.`entry` with the config, its changes, the books, and `more` knobs."""
+    knobs = dict(text.split("=", 1) for text in args.set) | {
+        "corpus.kind": "files", "corpus.path": books, "corpus.validation_path": books / "held_out", "data.dir": work / "prepared", **more,
+    }  # fmt: skip
+    command = [sys.executable, "-m", f"lmtiny.{entry}", "--config", os.path.abspath(args.config)]
+    return command + [f"--config.{knob}={value}" for knob, value in knobs.items()]
+
+
 def our_run(args, config, books, work, name, num_steps, more, score="bits_per_byte"):
     """Trains lmtiny in work/name; returns (seconds of training, seconds of a step, last validation bits per byte or `score`).
 
@@ -55,13 +64,11 @@ def our_run(args, config, books, work, name, num_steps, more, score="bits_per_by
     """
     from lmtiny import run_log
 
-    knobs = dict(text.split("=", 1) for text in args.set) | {
-        "corpus.kind": "files", "corpus.path": books, "corpus.validation_path": books / "held_out", "data.dir": work / "prepared",
+    knobs = {
         "train.num_steps": num_steps, "optimizer.warmup_steps": min(config.optimizer.warmup_steps, num_steps),
         "evaluation.every": 0, "evaluation.sample_every": 0, "checkpoint.every": 0, **more,
     }  # fmt: skip
-    command = [sys.executable, "-m", "lmtiny.train", "--config", os.path.abspath(args.config), "--workdir", str(work / name)]
-    run(command + [f"--config.{knob}={value}" for knob, value in knobs.items()], work / f"{name}.log", work)
+    run([*our_command(args, "train", books, work, knobs), "--workdir", str(work / name)], work / f"{name}.log", work)
     lines = run_log.read_metrics(work / name)
     timed = [line for line in lines if "tokens_per_second" in line]
     tokens_a_step, seconds = timed[0]["tokens"], []
@@ -70,19 +77,24 @@ def our_run(args, config, books, work, name, num_steps, more, score="bits_per_by
     return *whole(seconds), lines[-1].get(f"validation_{score}")
 
 
-def ours(args, config, books, work):
-    """Prepares and calibrates lmtiny; returns (its facts, f(seed) -> (bits per byte, seconds))."""
+def ours(args, config, books, work, num_steps=None):
+    """Prepares lmtiny's data; returns (its facts, f(seed) -> (bits per byte, seconds)).
+
+    `num_steps`: of a run; None: as many as take --minutes, by a calibration run.
+    """
     from lmtiny.data import loader, shards
     from lmtiny.model import size
 
-    say("ours: calibrating")
-    _, step, _ = our_run(args, config, books, work, "ours-calibration", args.calibrate, {"evaluation.rows": 1, "log.every": 5})
+    run(our_command(args, "prepare", books, work, {}), work / "ours-prepare.log", work)
     prepared = shards.read(work / "prepared")
     rows = loader.Rows(prepared, "validation", config.model.context_length)
     counted = sum(int(prepared.tokenizer.token_bytes[rows[number][1:]].sum()) for number in range(len(rows)))
     config.tokenizer.vocab_size = prepared.tokenizer.vocab_size
-    num_steps = steps_for(args.minutes, step)
-    say(f"ours: {step * 1e3:.1f} ms a step, {num_steps} steps")
+    if num_steps is None:
+        say("ours: calibrating")
+        _, step, _ = our_run(args, config, books, work, "ours-calibration", args.calibrate, {"evaluation.rows": 1, "log.every": 5})
+        num_steps = steps_for(args.minutes, step)
+        say(f"ours: {step * 1e3:.1f} ms a step, {num_steps} steps")
 
     def train(seed):
         more = {"seed": seed, "evaluation.rows": len(rows)}

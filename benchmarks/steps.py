@@ -65,6 +65,16 @@ def of(config, devices=None):
 
 def paired_seconds(steps, repeats):
     """Returns {name: (median seconds of a step, share of the machine's cores that worked)} of named Steps, run in turns."""
+    times, work = _turns(steps, repeats)
+    return {name: (statistics.median(times[name]), sum(work[name]) / sum(times[name])) for name in steps}
+
+
+def seconds_in_turns(steps, repeats):
+    """Returns {name: seconds of its step in each turn} of named Steps."""
+    return _turns(steps, repeats)[0]
+
+
+def _turns(steps, repeats):
     running = {name: step.start() for name, step in steps.items()}
     times, work = {name: [] for name in steps}, {name: [] for name in steps}
     for turn in range(repeats + 1):
@@ -76,7 +86,7 @@ def paired_seconds(steps, repeats):
                 times[name].append(time.perf_counter() - wall)
                 work[name].append(time.process_time() - cpu)
             running[name] = state, tokens
-    return {name: (statistics.median(times[name]), sum(work[name]) / sum(times[name])) for name in steps}
+    return times, work
 
 
 def machine():
