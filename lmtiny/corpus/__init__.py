@@ -22,7 +22,7 @@ def units(config: ml_collections.ConfigDict) -> list[Unit]:
     corpus = config.corpus
     if corpus.kind == "builtin":
         return builtin.units(corpus.installed_packages)
-    return files.units(corpus.path, corpus.validation_path, corpus.text_key, corpus.section_bytes)
+    return files.units(corpus.path, corpus.validation_path, files.Reading(corpus.text_key, corpus.section_bytes))
 
 
 def name(config: ml_collections.ConfigDict) -> str:

@@ -1,4 +1,4 @@
-"""A corpus of the person's own files: .txt, .jsonl and .parquet, cut into units of work.
+"""A corpus of files on this machine: .txt, .jsonl (plain, .gz or .zst) and .parquet, cut into units of work.
 
 Large .txt and .jsonl files become several units, each a range of bytes that begins and ends where a text or a line
 does; the ranges follow from the file alone, so the documents are the same however many processes read them.
@@ -12,19 +12,32 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmtiny.console import warn
+from lmtiny.corpus.compressed import COMPRESSED, opened
+from lmtiny.corpus.cut import chapters, paragraphs
 from lmtiny.corpus.documents import Document, Unit, clean, cleaned, digest, sections
 from lmtiny.corpus.fingerprint import of_file
 from lmtiny.errors import UserError
 
-EXTENSIONS = (".txt", ".jsonl", ".parquet")
+EXTENSIONS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 RANGE_BYTES = 64 << 20  # of a .txt or .jsonl file that one unit reads
 LOOK_AHEAD_BYTES = 1 << 20  # how far a range of a .txt file is moved on in search of a blank line
 
 
-def units(path: str, validation_path: str, text_key: str, section_bytes: int) -> list[Unit]:
+class Reading(NamedTuple):
+    """How files become documents: the knobs for it; and what errors call those that say which files, and which field."""
+
+    text_key: str
+    section_bytes: int
+    cut: str = "sections"
+    path_knob: str = "corpus.path"
+    validation_knob: str = "corpus.validation_path"
+    text_key_knob: str = "--config.corpus.text_key"
+
+
+def units(path: str, validation_path: str, reading: Reading) -> list[Unit]:
     """Returns the units of the files that `path` names, sorted; those that `validation_path` names are held out.
 
     Names are relative to the folder that all files share, so a corpus may be moved.
@@ -32,28 +45,51 @@ def units(path: str, validation_path: str, text_key: str, section_bytes: int) ->
     Raises:
       UserError: nothing matches, an extension is not supported, or a file cannot be read.
     """
-    training = find(path, "corpus.path")
-    held_out = _held_out(validation_path, training) if validation_path else set()
+    training = find(path, reading.path_knob)
+    held_out = held_out_of(training, validation_path, reading) if validation_path else set()
     files = sorted({*training, *held_out})
-    if validation_path and len(held_out) == len(files):
-        raise UserError(f"corpus.validation_path = {validation_path!r} holds out all {len(files)} files; nothing is left to train on")
     root = pathlib.Path(os.path.commonpath([file.parent for file in files]))
+    found = units_of(files, held_out, root, reading)
+    if not found:
+        raise UserError(f"{reading.path_knob} = {path!r}: all {len(files)} files are empty")
+    return found
+
+
+def units_of(files: list[pathlib.Path], held_out: set[pathlib.Path], root: pathlib.Path, reading: Reading) -> list[Unit]:
+    """Returns the units of `files`, all under `root`, in their order; an empty file has none. Raises UserError."""
+    if held_out and len(held_out) == len(files):
+        raise UserError(f"{reading.validation_knob} holds out all {len(files)} files; nothing is left to train on")
     found = []
     for file in files:
         name = file.relative_to(root).as_posix()
         try:
             size, fingerprint = file.stat().st_size, of_file(file)
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); leave it out of corpus.path or change its permissions") from None
-        option = section_bytes if file.suffix == ".txt" else text_key
-        step = size if file.suffix == ".parquet" else RANGE_BYTES
+            remedy = f"leave it out of {reading.path_knob} or change its permissions"
+            raise UserError(f"{file}: cannot be read ({error.strerror}); {remedy}") from None
+        kind = extension(file)
+        if kind == ".txt":
+            read, option = functools.partial(read_text, cut=reading.cut, section_bytes=reading.section_bytes), _cut_option(reading)
+            step = size if reading.cut in ("file", "chapters") else RANGE_BYTES
+        else:
+            reader = read_parquet if kind == ".parquet" else read_jsonl
+            read, option = functools.partial(reader, text_key=reading.text_key, knob=reading.text_key_knob), reading.text_key
+            step = RANGE_BYTES if kind == ".jsonl" else size
         for start in range(0, size, step or 1):
             end = min(start + step, size)
-            read = functools.partial(READERS[file.suffix], file, name, start, end, option)
-            found.append(Unit(f"{name}@{start}", digest(name, fingerprint, start, end, option), end - start, read, file in held_out))
-    if not found:
-        raise UserError(f"corpus.path = {path!r}: all {len(files)} files are empty")
+            own = functools.partial(read, file, name, start, end)
+            found.append(Unit(f"{name}@{start}", digest(name, fingerprint, start, end, option), end - start, own, file in held_out))
     return found
+
+
+def _cut_option(reading: Reading) -> int | str:
+    """Returns what decides the documents of a .txt file."""
+    return reading.section_bytes if reading.cut == "sections" else reading.cut
+
+
+def extension(file: pathlib.PurePath) -> str:
+    """Returns which of EXTENSIONS the file has, "" for none."""
+    return next((known for known in EXTENSIONS if file.name.endswith(known)), "")
 
 
 def find(path: str, knob: str) -> list[pathlib.Path]:
@@ -64,7 +100,7 @@ def find(path: str, knob: str) -> list[pathlib.Path]:
         if not matches:
             raise UserError(f"{knob}: nothing matches {part!r} (seen from {os.getcwd()}); name a folder, a file or a glob of files")
         inside = [file for match in matches for file in _inside(pathlib.Path(match).absolute())]
-        supported = [file for file in inside if file.suffix in EXTENSIONS]
+        supported = [file for file in inside if extension(file)]
         if not supported and inside:
             raise UserError(f"{knob}: {inside[0]} is not one of {', '.join(EXTENSIONS)}; convert it or rename it")
         if not supported:
@@ -85,26 +121,35 @@ def _hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def _held_out(pattern: str, files: list[pathlib.Path]) -> set[pathlib.Path]:
+def held_out_of(files: list[pathlib.Path], pattern: str, reading: Reading) -> set[pathlib.Path]:
     """Returns the files of the glob: as seen from here, or else, like a .gitignore's, those of the corpus whose path ends in it."""
     if os.path.exists(pattern) or "," in pattern or glob.glob(os.path.expanduser(pattern), recursive=True):
-        return set(find(pattern, "corpus.validation_path"))
+        return set(find(pattern, reading.validation_knob))
     matching = {file for file in files if file.match(pattern)}
     if not matching:
-        raise UserError(f"corpus.validation_path: nothing matches {pattern!r}, neither from {os.getcwd()} nor among the {len(files)} files")
+        here = f"neither from {os.getcwd()} nor among the {len(files)} files"
+        raise UserError(f"{reading.validation_knob}: nothing matches {pattern!r}, {here}")
     return matching
 
 
-def read_text(file: pathlib.Path, name: str, start: int, end: int, section_bytes: int) -> Iterator[Document]:
-    """Yields the sections of a .txt file that begin in its bytes [start, end); a short file is one document."""
-    with _opened(file) as stream:
+def read_text(file: pathlib.Path, name: str, start: int, end: int, cut: str, section_bytes: int) -> Iterator[Document]:
+    """Yields the documents of a .txt file that begin in its bytes [start, end); `cut` says what they are.
+
+    sections: pieces of about `section_bytes`, cut at blank lines; file: the whole; blank lines: its paragraphs (one of
+    more than LOOK_AHEAD_BYTES may be cut at a line end); chapters: as `cut.chapters` finds them.
+    """
+    with opened(file) as stream:
         if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(f"{file}: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {file.name}")
         start, end = _text_boundary(stream, start), _text_boundary(stream, end)
         stream.seek(start)
-        text = clean(_decoded(stream.read(end - start), str(file)))
-    for number, section in enumerate(sections(text, section_bytes)):
-        yield from cleaned([{"text": section, "source": name, "id": f"{name}@{start}.{number}"}])
+        text = clean(decoded(stream.read(end - start), str(file)))
+    if cut == "sections":
+        pieces = sections(text, section_bytes)
+    else:
+        pieces = {"file": lambda whole: iter([whole]), "blank lines": paragraphs, "chapters": chapters}[cut](text)
+    for number, piece in enumerate(pieces):
+        yield from cleaned([{"text": piece, "source": name, "id": f"{name}@{start}.{number}"}])
 
 
 def _text_boundary(stream: Any, offset: int) -> int:
@@ -119,56 +164,58 @@ def _text_boundary(stream: Any, offset: int) -> int:
     return offset + next((i for i, byte in enumerate(ahead) if byte & 0xC0 != 0x80), len(ahead))
 
 
-def read_jsonl(file: pathlib.Path, name: str, start: int, end: int, text_key: str) -> Iterator[Document]:
-    """Yields a document for each line of a .jsonl file that begins in its bytes [start, end).
+def read_jsonl(file: pathlib.Path, name: str, start: int, end: int, text_key: str, knob: str) -> Iterator[Document]:
+    """Yields a document for each line of a .jsonl file that begins in its bytes [start, end); a compressed one is read whole.
 
     Raises:
-      UserError: a line that is not a JSON object, or lacks the text; names the line.
+      UserError: a line that is not a JSON object, or lacks the text; names the line, and the `knob` of the field.
     """
-    with _opened(file) as stream:
+    compressed = file.suffix in COMPRESSED
+    with opened(file) as stream:
         offset = start
         if start:
             stream.seek(start - 1)
             offset += len(stream.readline()) - 1
-        while offset < end and (line := stream.readline()):
+        while (compressed or offset < end) and (line := stream.readline()):
             if line.strip():
-                text = _text_of(line, file, offset, text_key)
+                text = _text_of(line, file, offset, text_key, knob)
                 yield from cleaned([{"text": text, "source": name, "id": f"{name}@{offset}"}])
             offset += len(line)
 
 
-def _text_of(line: bytes, file: pathlib.Path, offset: int, text_key: str) -> str:
+def _text_of(line: bytes, file: pathlib.Path, offset: int, text_key: str, knob: str) -> str:
     try:
-        record = json.loads(_decoded(line, str(file)).lstrip("\ufeff"))
+        record = json.loads(decoded(line, str(file)).lstrip("\ufeff"))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{_at(file, offset)}: not JSON ({error}); every line must be an object with the field {text_key!r}") from None
     if not isinstance(record, dict):
         raise UserError(f"{_at(file, offset)}: is a JSON {type(record).__name__}, not an object with the field {text_key!r}")
     if text_key not in record:
-        raise UserError(f"{_at(file, offset)}: no field {text_key!r}{_among(text_key, list(record))}")
+        raise UserError(f"{_at(file, offset)}: no field {text_key!r}{among(text_key, list(record), knob)}")
     text = record[text_key]
     if text is not None and not isinstance(text, str):
-        raise UserError(f"{_at(file, offset)}: the field {text_key!r} is {type(text).__name__}, not text; set corpus.text_key")
+        raise UserError(f"{_at(file, offset)}: the field {text_key!r} is {type(text).__name__}, not text; set {knob}")
     return text or ""
 
 
 def _at(file: pathlib.Path, offset: int) -> str:
     """Returns "file:line": the line is counted only now that it is needed."""
     line = 1
-    with _opened(file) as stream:
+    with opened(file) as stream:
         while offset > 0 and (data := stream.read(min(offset, 1 << 20))):
             line += data.count(b"\n")
             offset -= len(data)
     return f"{file}:{line}"
 
 
-def _among(text_key: str, names: list[str]) -> str:
+def among(text_key: str, names: list[str], knob: str) -> str:
+    """Returns " among X, Y; did you mean KNOB=X?"."""
     close = difflib.get_close_matches(text_key, names, 1)
-    hint = f"; did you mean --config.corpus.text_key={close[0]}?" if close else "; set corpus.text_key"
+    hint = f"; did you mean {knob}={close[0]}?" if close else f"; set {knob}"
     return f" among {', '.join(map(repr, names[:8])) or 'none'}{hint}"
 
 
-def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key: str) -> Iterator[Document]:
+def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key: str, knob: str) -> Iterator[Document]:
     """Yields a document for each row of a .parquet file; its row groups are read one after the other.
 
     Raises:
@@ -182,29 +229,19 @@ def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             if text_key not in table.schema_arrow.names:
-                raise UserError(f"{file}: no column {text_key!r}{_among(text_key, table.schema_arrow.names)}")
+                raise UserError(f"{file}: no column {text_key!r}{among(text_key, table.schema_arrow.names, knob)}")
             row = 0
             for batch in table.iter_batches(batch_size=1024, columns=[text_key]):
                 for text in batch.column(0).to_pylist():
                     if text is not None and not isinstance(text, str):
-                        raise UserError(f"{file}: the column {text_key!r} is {type(text).__name__}, not text; set corpus.text_key")
+                        raise UserError(f"{file}: the column {text_key!r} is {type(text).__name__}, not text; set {knob}")
                     yield from cleaned([{"text": text or "", "source": name, "id": f"{name}@{row}"}])
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a readable .parquet file ({' '.join(str(error).split())[:200]})") from None
 
 
-READERS: dict[str, Any] = {".txt": read_text, ".jsonl": read_jsonl, ".parquet": read_parquet}
-
-
-def _opened(file: pathlib.Path) -> Any:
-    try:
-        return open(file, "rb")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-
-
-def _decoded(data: bytes, where: str) -> str:
+def decoded(data: bytes, where: str) -> str:
     """Returns the text; bytes that are not UTF-8 become U+FFFD, counted in a warning."""
     try:
         return data.decode()

@@ -1,5 +1,6 @@
 """The person's own files: every kind of input, the order, the cuts, and a clear line for each thing that is wrong."""
 
+import gzip
 import json
 import pathlib
 import sys
@@ -110,6 +111,38 @@ def test_ranges_of_a_large_file_join_to_the_whole(tmp_path: pathlib.Path, monkey
     assert texts(tmp_path / "b.jsonl") == whole == [piece.rstrip() for piece in pieces]
 
 
+def compressed(kind: str, data: bytes) -> bytes:
+    return gzip.compress(data) if kind == "gz" else pytest.importorskip("pyarrow").Codec("zstd").compress(data, asbytes=True)
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst"])
+def test_a_compressed_file_gives_the_documents_of_the_plain_one(tmp_path: pathlib.Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [json.dumps({"text": f"Line {number} of {number * 7919}."}).encode() + b"\n" for number in range(2000)]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines))
+    plain = read(tmp_path / "a.jsonl")
+    monkeypatch.setattr(files, "RANGE_BYTES", 1000)
+    halves = compressed(kind, b"".join(lines[:1000])) + compressed(kind, b"".join(lines[1000:]))  # as `cat a.gz b.gz` makes
+    (tmp_path / f"a.jsonl.{kind}").write_bytes(halves)
+    assert len(units_of(tmp_path / f"a.jsonl.{kind}")) == 1 < len(units_of(tmp_path / "a.jsonl"))
+    found = read(tmp_path / f"a.jsonl.{kind}")
+    assert [{**document, "id": document["id"].replace(f".{kind}", ""), "source": "a.jsonl"} for document in found] == plain
+    flipped = halves[:900] + b"~~~~" + halves[904:] if kind == "gz" else b""  # pyarrow writes no checksum into a .zst
+    for damaged in filter(None, (halves[:-20], halves[: len(halves) // 2], flipped, b"no such thing")):
+        (tmp_path / f"a.jsonl.{kind}").write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"a\.jsonl\.{kind}: is damaged or cut short|a\.jsonl\.{kind}:\d+: not JSON"):
+            read(tmp_path / f"a.jsonl.{kind}")
+    (tmp_path / f"a.jsonl.{kind}").write_bytes(compressed(kind, b'{"text": "a"}\n{"txt": "b"}\n'))
+    with pytest.raises(UserError, match=rf"a\.jsonl\.{kind}:2: no field 'text' among 'txt'"):
+        read(tmp_path / f"a.jsonl.{kind}")
+
+
+def test_zst_without_pyarrow_names_the_extra(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"pip install 'lmtiny\[parquet\]'"):
+        read(tmp_path)
+
+
 def test_undecodable_bytes_are_replaced_and_counted(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9 and na\xefve and \xef\xbf\xbd")
     assert texts(tmp_path) == ["caf\ufffd and na\ufffdve and \ufffd"]
@@ -143,7 +176,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: pathlib.Path, monkeyp
         ("{'text': 1}", r"x\.jsonl:3: not JSON"),
         ('["text"]', r"x\.jsonl:3: is a JSON list, not an object"),
         ('{"txt": "a", "id": 1}', r"x\.jsonl:3: no field 'text' among 'txt', 'id'; did you mean --config\.corpus\.text_key=txt\?"),
-        ('{"qqq": "a"}', r"x\.jsonl:3: no field 'text' among 'qqq'; set corpus.text_key"),
+        ('{"qqq": "a"}', r"x\.jsonl:3: no field 'text' among 'qqq'; set --config.corpus.text_key"),
         ("{}", r"x\.jsonl:3: no field 'text' among none"),
         ('{"text": 5}', r"x\.jsonl:3: the field 'text' is int, not text"),
         ("[" * 100_000, r"x\.jsonl:3: not JSON"),
@@ -160,7 +193,7 @@ def test_a_bad_line_is_named(tmp_path: pathlib.Path, line: str, message: str) ->
     [
         ("a.txt", b"x", "nothing*.txt", "nothing matches '.*nothing"),
         ("a.txt", b"x", "no/folder", "nothing matches"),
-        ("a.doc", b"x", "", r"a\.doc is not one of \.txt, \.jsonl, \.parquet"),
+        ("a.doc", b"x", "", r"a\.doc is not one of \.txt, \.jsonl, \.jsonl\.gz, \.jsonl\.zst, \.parquet"),
         ("a.doc", b"x", "a.doc", r"a\.doc is not one of"),
         ("a.txt", b"", "", "all 1 files are empty"),
         ("a.txt", b"\xff\xfeh\0i\0", "", "is UTF-16; convert it first: iconv"),
@@ -173,7 +206,7 @@ def test_bad_inputs_are_refused(tmp_path: pathlib.Path, name: str, content: byte
 
 
 def test_an_empty_folder_and_an_unreadable_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="holds no .txt, .jsonl, .parquet file"):
+    with pytest.raises(UserError, match="holds no .txt, .*, .parquet file"):
         read(tmp_path)
     (tmp_path / "a.txt").write_text("x")
 

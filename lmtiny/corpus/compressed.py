@@ -1,0 +1,47 @@
+"""Bytes of a file as they were before gzip or Zstandard; nothing is lost without a word where a file was cut short.
+
+.zst is read by pyarrow, which .parquet needs anyway: python-zstandard's stream reader ends without an error where the
+file does, and the end of the text would be missing.
+"""
+
+import gzip
+import io
+import pathlib
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from lmtiny.errors import UserError
+
+COMPRESSED = (".gz", ".zst")
+BUFFER_BYTES = 1 << 20
+
+
+@contextmanager
+def opened(file: pathlib.Path) -> Iterator[IO[bytes]]:
+    """Yields the file's bytes, uncompressed, to read.
+
+    Raises:
+      UserError: it cannot be opened, is damaged or cut short, or pyarrow is missing for a .zst.
+    """
+    try:
+        opens: Any = {".gz": gzip.open, ".zst": _zstandard}.get(file.suffix, pathlib.Path.open)
+        stream = opens(file, "rb")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
+    with stream:
+        try:
+            yield stream
+        except (EOFError, OSError, zlib.error) as error:
+            if file.suffix not in COMPRESSED:
+                raise
+            raise UserError(f"{file}: is damaged or cut short ({error}); have it anew") from None
+
+
+def _zstandard(file: pathlib.Path, _mode: str) -> IO[bytes]:
+    try:
+        import pyarrow
+    except ImportError:
+        raise UserError(f"{file}: reading .zst needs pyarrow: pip install 'lmtiny[parquet]'") from None
+    return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"), BUFFER_BYTES)
