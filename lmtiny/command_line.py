@@ -17,6 +17,7 @@ import ml_collections
 
 from lmtiny import config as config_module
 from lmtiny import knobs as knobs_lib
+from lmtiny import values
 from lmtiny.errors import UserError
 
 Flags = Callable[[argparse.ArgumentParser], None]
@@ -91,7 +92,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
                 raise UserError(f"{flag} needs a value, as in {flag}=VALUE")
             value = waiting.pop(0)
         if flag not in knob_flags:
-            raise UserError(f"there is no flag {flag}{config_module.nearest(flag, knob_flags)}")
+            raise UserError(f"there is no flag {flag}{values.nearest(flag, knob_flags)}")
         overrides[flag.removeprefix("--config.")] = value
     return rest, overrides
 
@@ -108,7 +109,7 @@ def _parsed(parser: _Parser, argv: list[str], doc: str, with_knobs: bool) -> arg
             break
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known:
-            raise UserError(f"there is no flag {name}{config_module.nearest(name, names)}")
+            raise UserError(f"there is no flag {name}{values.nearest(name, names)}")
     args, extra = parser.parse_known_args(argv)
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r}; --help shows what is understood")
@@ -149,8 +150,11 @@ def _wrapped_doc(doc: str, width: int) -> str:
 
 def _knob_text(width: int) -> str:
     lines = [textwrap.fill("Knobs, set in the config file or as --config.NAME=VALUE; with type, default and unit:", width)]
-    for section, knobs in knobs_lib.KNOBS.items():
-        names = [f"{section}.{knob.name}" if section else knob.name for knob in knobs]
+    for section, members in knobs_lib.KNOBS.items():
+        rows: list[tuple[str, knobs_lib.Knob]] = []
+        for knob in members:
+            rows += [(f"{section}.{knob.name}".lstrip("."), knob), *((f"  {key.name}", key) for key in knob.keys)]
+        names, knobs = [name for name, _ in rows], [knob for _, knob in rows]
         kinds = [f"{knob.type.__name__} {_shown(knob.default)} {knob.unit}".rstrip() for knob in knobs]
         left, middle = max(map(len, names)) + 2, min(28, max(map(len, kinds))) + 2
         lines += ["", f"{section or 'of the run'}:"]

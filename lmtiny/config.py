@@ -15,17 +15,18 @@ from typing import Any
 
 import ml_collections
 
+from lmtiny import values as values_lib
 from lmtiny.errors import UserError
-from lmtiny.knobs import KNOBS, Knob, knobs
+from lmtiny.knobs import KNOBS, knobs
 
 # Outermost first: neighbours on the last axes talk most, and `parallel.mesh` lays those along the fastest links.
 MESH_AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
 
 # What a resumed run may change: nothing here alters what a step computes, but for rounding (num_steps only moves the
 # schedule's end).
-MAY_CHANGE_ON_RESUME = frozenset({"name", "data.dir", "data.num_processes", "data.read_threads", "data.prefetch", "train.num_steps",
-                                  "train.loss_chunk", "model.attention", "model.attention_chunk", "model.remat", "model.remat_names",
-                                  "model.scan_layers"})  # fmt: skip
+MAY_CHANGE_ON_RESUME = frozenset({"name", "corpus.download_dir", "data.dir", "data.num_processes", "data.read_threads", "data.prefetch",
+                                  "train.num_steps", "train.loss_chunk", "model.attention", "model.attention_chunk", "model.remat",
+                                  "model.remat_names", "model.scan_layers"})  # fmt: skip
 SECTIONS_THAT_MAY_CHANGE = frozenset({"parallel", "evaluation", "checkpoint", "log"})
 
 
@@ -39,58 +40,13 @@ def defaults() -> ml_collections.ConfigDict:
     )
 
 
-def nearest(name: str, names: list[str], otherwise: str = "; --help lists them all") -> str:
-    """Returns "; did you mean X?" for the closest of `names`, those below it where it is a section, or `otherwise`."""
-    if below := [known for known in names if known.startswith(f"{name}.")]:
-        return f"; there are {', '.join(below[:8])}" + (f" and {len(below) - 8} more: --help lists them all" if len(below) > 8 else "")
-    last = [known.rsplit(".", 1)[-1] for known in names]
-    close = difflib.get_close_matches(name, names, 1, 0.6) or [
-        names[last.index(match)] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.6)
-    ]
-    return f"; did you mean {close[0]}?" if close else otherwise
-
-
-def _converted(name: str, knob: Knob, value: Any) -> Any:
-    """Returns `value` as the knob's type, or raises UserError. Text comes from a command line, the rest from a file."""
-    wrong = UserError(f"{name}: {value!r} is not {_TYPE_NAMES[knob.type]}")
-    if knob.type is tuple:
-        if isinstance(value, str):
-            try:
-                value = json.loads(value) if value.startswith("[") else (value,)
-            except json.JSONDecodeError:
-                raise wrong from None
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise wrong
-        return tuple(value)
-    if isinstance(value, str) and knob.type is not str:
-        try:
-            value = _BOOLS[value.lower()] if knob.type is bool else _number(value, knob.type)
-        except (KeyError, ValueError):
-            raise wrong from None
-    if knob.type is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not knob.type or (isinstance(value, float) and not math.isfinite(value)):
-        raise wrong
-    return value
-
-
-_BOOLS = {"true": True, "false": False}
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: 'a list of texts, ["like", "this"]'}
-
-
-def _number(text: str, kind: type) -> int | float:
-    number = float(text)
-    # 65_536 and 1e6 are whole numbers too
-    return int(number) if kind is int and math.isfinite(number) and number == int(number) else number
-
-
 def set_knob(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
     """Sets the knob of the dotted `name`; raises UserError for an unknown name or a wrong type."""
     known = dict(knobs())
     if name not in known:
-        raise UserError(f"config has no {name!r}{nearest(name, list(known))}")
+        raise UserError(f"config has no {name!r}{values_lib.nearest(name, list(known))}")
     *path, last = name.split(".")
-    (config[path[0]] if path else config)[last] = _converted(name, known[name], value)
+    (config[path[0]] if path else config)[last] = values_lib.converted(name, known[name], value)
 
 
 def get_knob(config: ml_collections.ConfigDict, name: str) -> Any:
@@ -199,11 +155,15 @@ def check(config: ml_collections.ConfigDict) -> None:
          0 < config.data.row_length < model.context_length),
         (f"data.row_length = {config.data.row_length} is not a multiple of model.context_length = {model.context_length}",
          config.data.row_length % model.context_length),
-        ("corpus.kind = 'files' needs corpus.path: a folder, a file or a glob of .txt, .jsonl or .parquet",
+        ("corpus.kind = 'files' needs corpus.path: a folder, a file or a glob of .txt, .jsonl[.gz|.zst] or .parquet",
          config.corpus.kind == "files" and not config.corpus.path),
-        (f"corpus.path = {config.corpus.path!r} is given but corpus.kind is 'builtin'; add --config.corpus.kind=files",
-         config.corpus.kind == "builtin" and config.corpus.path),
-        ("corpus.validation_path needs corpus.kind = 'files'", config.corpus.kind == "builtin" and config.corpus.validation_path),
+        (f"corpus.path = {config.corpus.path!r} is given but corpus.kind is {config.corpus.kind!r}; add --config.corpus.kind=files",
+         config.corpus.kind != "files" and config.corpus.path),
+        ("corpus.validation_path needs corpus.kind = 'files'", config.corpus.kind != "files" and config.corpus.validation_path),
+        ("corpus.kind = 'sources' needs corpus.sources, as in [{\"path\": \"my_texts/\"}]; docs/corpus.md lists what may stand there",
+         config.corpus.kind == "sources" and not config.corpus.sources),
+        ("corpus.sources is given but corpus.kind is not 'sources'; add --config.corpus.kind=sources",
+         config.corpus.kind != "sources" and config.corpus.sources),
         (f"optimizer.warmup_steps = {config.optimizer.warmup_steps} is more than train.num_steps = {train.num_steps}; lower it too",
          config.optimizer.warmup_steps > train.num_steps),
         (f"tokenizer.vocab_size = {config.tokenizer.vocab_size} is above what a shard holds (uint32)",

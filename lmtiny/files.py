@@ -4,7 +4,8 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -40,6 +41,18 @@ def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Replaces `path` as a whole: a kill at any moment leaves the old or the new content, never half of it."""
     with opened(pathlib.Path(path)) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def locked(folder: pathlib.Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds `folder` (made where it is missing) for this process alone; calls `waiting` once if another has it, and waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "ab") as file:
+        if not try_lock(file):
+            waiting()
+            while not try_lock(file):
+                time.sleep(0.2)
+        yield  # closing the file, or dying, lets go
 
 
 def try_lock(file: IO[bytes]) -> bool:

@@ -38,13 +38,20 @@ def each_of(*choices: str) -> Check:
     return lambda value: "" if value and set(value) <= set(choices) else f"must be one or more of {', '.join(choices)}"
 
 
+def given(value: Any) -> str:
+    return "" if value else "must be given"
+
+
 def anything(_: Any) -> str:
     return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Knob:
-    """One setting. `type` is int, float, bool, str or tuple (of str); `unit` is "" where there is none."""
+    """One setting. `type` is int, float, bool, str or tuple (of str); `unit` is "" where there is none.
+
+    A tuple with `keys` holds dicts instead, each with exactly these keys.
+    """
 
     name: str
     type: type
@@ -52,7 +59,22 @@ class Knob:
     unit: str
     meaning: str
     check: Check = anything
+    keys: tuple["Knob", ...] = ()
 
+
+# What is said of one source; docs/corpus.md has an example of each kind.
+SOURCE = (
+    Knob("path", str, "", "", "builtin; a folder, a file or a glob; an fsspec URL (gs://, s3://, hf://); hf:OWNER/DATASET; tfds:NAME", given),
+    Knob("name", str, "", "", "what the source is counted and mixed under; empty: made of the path"),
+    Knob("weight", float, 1.0, "", "its share of the mixture is this over the sum of all weights", above(0)),
+    Knob("text_key", str, "text", "", "the field of a record that holds the text"),
+    Knob("cut", str, "sections", "", ".txt: documents of about corpus.section_bytes; whole files; paragraphs; chapters", one_of("sections", "file", "blank lines", "chapters")),
+    Knob("validation", str, "", "", "files: a glob of those held out; tfds: the split held out; empty: documents chosen by hash (hf: the last shard)"),
+    Knob("subset", str, "", "", "hf: a folder or a glob of the dataset's shards, empty: all; tfds: the split to train on, empty: train"),
+    Knob("revision", str, "main", "", "hf: branch, tag or commit of the dataset"),
+    Knob("shards", int, 0, "shards", "hf: the first so many, beside the one held out; 0: all", at_least(0)),
+    Knob("data_dir", str, "", "", "tfds: the folder of prepared datasets; empty: TFDS's own"),
+)
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
     "": (
@@ -60,10 +82,12 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("seed", int, 0, "", "seed of the initial weights, the shuffles, dropout and the samples", at_least(0)),
     ),
     "corpus": (
-        Knob("kind", str, "builtin", "", "builtin: English found in the Python installation; files: your own text", one_of("builtin", "files")),
-        Knob("path", str, "", "", "files: a folder, a file or a glob of .txt, .jsonl or .parquet; several separated by commas"),
+        Knob("kind", str, "builtin", "", "builtin: English found in the Python installation; files: your own text; sources: those of `sources`", one_of("builtin", "files", "sources")),
+        Knob("path", str, "", "", "files: a folder, a file or a glob of .txt, .jsonl[.gz|.zst] or .parquet; several separated by commas"),
         Knob("validation_path", str, "", "", "files: those of `path` that are held out for validation (a glob); empty: documents chosen by hash"),
-        Knob("text_key", str, "text", "", "the field of a .jsonl or .parquet record that holds the text"),
+        Knob("text_key", str, "text", "", "files: the field of a .jsonl or .parquet record that holds the text"),
+        Knob("sources", tuple, (), "", "sources: a list of objects, one a source, with the keys below (docs/corpus.md)", keys=SOURCE),
+        Knob("download_dir", str, "downloads", "", "sources: folder that shards are downloaded to, and found in again"),
         Knob("installed_packages", bool, False, "", "builtin: also read the installed packages (their text varies with their versions)"),
         Knob("section_bytes", int, 65536, "bytes", "a .txt file longer than this is cut at blank lines into documents of about this size", at_least(1024)),
         Knob("validation_fraction", float, 0.05, "", "share of the documents held out for validation", within(0.0001, 0.5)),

@@ -19,10 +19,11 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from lmtiny import command_line, console, files
-from lmtiny.config import MESH_AXES, nearest
+from lmtiny.config import MESH_AXES
 from lmtiny.errors import UserError
 from lmtiny.parallel import chips, host
 from lmtiny.parallel.chips import GIB, Chip
+from lmtiny.values import nearest
 
 if TYPE_CHECKING:
     import ml_collections

@@ -57,6 +57,9 @@ def test_json_gives_the_config_back(tmp_path):
         ({"tokenizer.vocab_size": "5000000000"}, "is above what a shard holds"),
         ({"corpus.kind": "files"}, "corpus.kind = 'files' needs corpus.path"),
         ({"corpus.path": "x"}, "add --config.corpus.kind=files"),
+        ({"corpus.sources": '{"path": "x"}'}, "add --config.corpus.kind=sources"),
+        ({"corpus.kind": "sources", "corpus.sources": '{"path": "x"}', "corpus.path": "y"}, "but corpus.kind is 'sources'"),
+        ({"corpus.kind": "sources", "corpus.sources": '{"path": "x"}', "corpus.validation_path": "y"}, "needs corpus.kind = 'files'"),
         ({"model.window_pattern": "SSL"}, "has an S but model.window is 0"),
         ({"model.window_pattern": "XL"}, "must be made of the letters SL"),
         ({"optimizer.warmup_steps": "2000"}, "is more than train.num_steps = 1000"),
@@ -94,6 +97,49 @@ def test_mistakes_in_a_config_file_are_told_with_its_name(tmp_path, body, messag
     assert "\n" not in str(error.value)
 
 
+SOURCES = '[{"path": "books/*.txt", "cut": "chapters", "weight": 2}, {"path": "hf:a/b", "shards": "4", "name": "web"}]'
+
+
+def test_sources_are_complete_however_they_were_written(tmp_path):
+    body = f"config.corpus.kind = 'sources'; config.corpus.sources = {SOURCES}"
+    config = load(tmp_path, body)
+    given = load(tmp_path, overrides={"corpus.kind": "sources", "corpus.sources": SOURCES})
+    assert config.to_dict() == given.to_dict()
+    first, second = config.corpus.sources
+    assert [key.name for key in knobs.SOURCE] == list(first) == list(second)
+    assert (first["cut"], first["weight"], type(first["weight"]), first["name"]) == ("chapters", 2.0, float, "")
+    assert (second["shards"], second["name"], second["weight"], second["revision"]) == (4, "web", 1.0, "main")
+    again = config_lib.from_dict(json.loads(config_lib.to_json(config)), "config.json")
+    assert again.to_dict() == config.to_dict()
+    assert config_lib.digest(config, "corpus") == config_lib.digest(again, "corpus") != config_lib.digest(config_lib.defaults(), "corpus")
+    assert config_lib.changed_on_resume(config, again) == []
+    one = load(tmp_path, overrides={"corpus.kind": "sources", "corpus.sources": '{"path": "builtin"}'})
+    assert [source["path"] for source in one.corpus.sources] == ["builtin"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        ('[{"path": "x", "wieght": 1}]', "corpus.sources[0] has no 'wieght'; did you mean weight?"),
+        ('[{"path": "x"}, {"path": "x", "qqq": 1}]', "corpus.sources[1] has no 'qqq'; there are path, name, weight,"),
+        ('[{"path": "x", "weight": "much"}]', "corpus.sources[0].weight: 'much' is not a number"),
+        ('[{"path": "x", "weight": true}]', "corpus.sources[0].weight: True is not a number"),
+        ('[{"path": "x", "weight": 0}]', "corpus.sources[0].weight = 0.0 must be above 0"),
+        ('[{"path": 3}]', "corpus.sources[0].path: 3 is not text"),
+        ('[{"name": "x"}]', "corpus.sources[0].path = '' must be given"),
+        ('[{"path": "x", "cut": "lines"}]', "corpus.sources[0].cut = 'lines' must be one of sections, file, blank lines, chapters"),
+        ('[{"path": "x"', "is not JSON (Expecting ',' delimiter"),
+        ('["x"]', "corpus.sources: ['x'] is not a list of objects, [{\"path\": ...}]"),
+        ("3", "corpus.sources: 3 is not a list of objects"),
+        ("[]", "corpus.kind = 'sources' needs corpus.sources"),
+    ],
+)
+def test_a_source_is_refused_as_a_knob_is(tmp_path, sources, message):
+    with pytest.raises(UserError) as error:
+        load(tmp_path, overrides={"corpus.kind": "sources", "corpus.sources": sources})
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_missing_file_names_its_neighbour(tmp_path):
     load(tmp_path)
     with pytest.raises(UserError, match=r"no config file .*did you mean .*mine\.py"):
@@ -114,6 +160,9 @@ def test_every_knob_is_described_once():
     for name, knob in knobs.knobs():
         assert knob.meaning and not knob.check(knob.default), name
         assert type(knob.default) is knob.type, name
+        for key in knob.keys:
+            assert key.meaning and type(key.default) is key.type and not key.keys, key.name
+            assert key.name == "path" or not key.check(key.default), key.name
 
 
 @pytest.mark.parametrize(("name", "message"), [("README.md", "must end in .py"), ("empty.py", "has no get_config()")])

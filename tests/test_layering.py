@@ -9,7 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("planning", "tasks", "interop", "sampling", "training", "model", "data", "corpus", "tokenizer")  # top to bottom
-GROUND = ("run_log", "parallel", "command_line", "console", "files", "config", "knobs", "errors")  # uses no room, and only ground below it
+# The ground uses no room, and only ground below it.
+GROUND = ("run_log", "parallel", "command_line", "console", "files", "config", "values", "knobs", "errors")
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
 

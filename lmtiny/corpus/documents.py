@@ -22,7 +22,8 @@ class Unit:
     """A piece of the corpus that one process reads at a time.
 
     `fingerprint` (hex) changes when its documents may have changed; `read` is picklable and yields cleaned, non-empty
-    documents in a fixed order; `held_out` units go to validation as a whole; `num_bytes` is the size of what is read.
+    documents in a fixed order; `held_out` units go to validation as a whole; `num_bytes` is the size of what is read;
+    `source` is the name of the listed source it belongs to, "" where the config lists none.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Unit:
     num_bytes: int
     read: Callable[[], Iterator[Document]]
     held_out: bool = False
+    source: str = ""
 
 
 # C0 and C1 control characters but tab and newline, the byte order mark, and lone surrogates (a JSON escape may hold one).

@@ -7,6 +7,7 @@ import ml_collections
 
 from lmtiny import config as config_lib
 from lmtiny.errors import UserError
+from lmtiny.values import nearest
 
 
 def parse(text: str) -> dict[str, int]:
@@ -15,7 +16,7 @@ def parse(text: str) -> dict[str, int]:
     for part in text.replace(" ", "").split(","):
         name, equals, count = part.partition("=")
         if name not in config_lib.MESH_AXES:
-            close = config_lib.nearest(name, list(config_lib.MESH_AXES), f"; there are {', '.join(config_lib.MESH_AXES)}")
+            close = nearest(name, list(config_lib.MESH_AXES), f"; there are {', '.join(config_lib.MESH_AXES)}")
             raise UserError(f"--mesh: there is no mesh axis {name!r}{close}")
         if name in shape:
             raise UserError(f"--mesh: {name} is given twice")

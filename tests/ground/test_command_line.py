@@ -100,7 +100,8 @@ def test_help_names_every_knob_and_fits_the_terminal(
     assert "--checkpoint CHECKPOINT" in said and "--workdir RUN" in said
     words = " ".join(said.split())
     for name, knob in knobs():
-        assert f"{name} {knob.type.__name__} " in words and knob.meaning in words
+        for shown, one in [(name, knob), *((key.name, key) for key in knob.keys)]:
+            assert f"{shown} {one.type.__name__} " in words and one.meaning in words
     assert "(one of rmsnorm, layernorm)" in words and "(within 0 and 0.9)" in words and "int 256 tokens" in words
     headings = [line[:-1] for line in said.splitlines() if line.endswith(":") and line[:-1] in KNOBS]
     assert headings == [section for section in KNOBS if section]

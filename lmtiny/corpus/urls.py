@@ -1,0 +1,108 @@
+"""Files behind an fsspec URL (gs://, s3://, hf://, https://, ...), copied to this machine and then read like any other.
+
+What a URL named at the first start is written down beside the copies; the next start asks nobody.
+"""
+
+import pathlib
+import posixpath
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lmtiny.corpus import download
+from lmtiny.corpus.backoff import Backoff, Interrupted
+from lmtiny.corpus.documents import digest
+from lmtiny.corpus.files import EXTENSIONS, extension
+from lmtiny.errors import UserError
+
+PIECE_BYTES = 1 << 20
+VERSION_KEYS = ("etag", "ETag", "md5Hash", "crc32c", "generation", "blob_id", "mtime", "created")  # what file systems tell a version by
+
+
+def copies(url: str, folder: pathlib.Path, backoff: Backoff | None = None) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """Returns (root, files): what the URL names (a file, a folder or a glob of supported files), in `folder` under `root`.
+
+    Raises:
+      UserError: the file system's package is missing, nothing is there, or what `download` refuses.
+    """
+    system, path = _opened(url)
+    home = folder / "url" / digest(url)[:16]
+    listing = download.listing(home / "listing.json", lambda: _listed(url, system, path))
+    changed = f"{url} has changed since it was listed; remove {home} to have it anew"
+    remotes = [
+        download.Remote(file["name"], file["size"], "", _reader(system, f"{listing['parent']}{file['name']}", file["version"], changed))
+        for file in listing["files"]
+    ]
+    root = home / "files"
+    return root, download.download(remotes, root, url, backoff or Backoff())
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec.core
+
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:  # fsspec's own words name the package
+        raise UserError(f"{url}: {' '.join(str(error).split())}: pip install it") from None
+    except ValueError as error:
+        raise UserError(f"{url}: {error}; known are gs://, s3://, hf:// and the other protocols of fsspec") from None
+    return system, path
+
+
+def _listed(url: str, system: Any, path: str) -> dict[str, Any]:
+    """Returns {"parent", "files": [{"name", "size", "version"}]}; parent + name is a path of the file system."""
+    try:
+        if any(mark in path for mark in "*?["):
+            found = system.glob(path)
+        else:
+            found = system.find(path) if system.isdir(path) else [path] if system.exists(path) else []
+        found = sorted(one for one in found if extension(pathlib.PurePosixPath(one)) and not posixpath.basename(one).startswith("."))
+        infos = [system.info(one) for one in found]
+    except Exception as error:  # the class of the error is the file system's own
+        raise UserError(f"{url}: cannot be listed ({type(error).__name__}: {' '.join(str(error).split())})") from None
+    if not found:
+        raise UserError(f"{url} names no {', '.join(EXTENSIONS)} file")
+    parent = posixpath.commonpath([posixpath.dirname(one) for one in found])
+    parent = f"{parent.rstrip('/')}/" if parent else ""
+    for info in infos:
+        if not isinstance(info.get("size"), int):
+            raise UserError(f"{url}: the server does not tell the size of {info['name']}: copy it to this machine first")
+    described = [
+        {"name": one[len(parent) :], "size": info["size"], "version": _version(info)} for one, info in zip(found, infos, strict=True)
+    ]
+    return {"url": url, "parent": parent, "files": described}
+
+
+def _version(info: dict[str, Any]) -> dict[str, str]:
+    return {key: str(info[key]) for key in VERSION_KEYS if info.get(key) is not None}
+
+
+def _reader(system: Any, path: str, version: dict[str, str], changed: str) -> Callable[[int], Any]:
+    """Returns the `Remote.read` of a file: refuses one of another version than the listing's."""
+
+    @contextmanager
+    def read(start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        with _broken():
+            now = _version(system.info(path))
+            stream = system.open(path, "rb")
+        with stream:
+            if any(now.get(key, value) != value for key, value in version.items()):
+                raise UserError(changed)
+            with _broken():
+                stream.seek(start)
+            yield start, iter(lambda: _piece(stream), b"")
+
+    return read
+
+
+def _piece(stream: Any) -> bytes:
+    with _broken():
+        return bytes(stream.read(PIECE_BYTES))
+
+
+@contextmanager
+def _broken() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the class is the file system's own; it is asked again, a few times
+        raise Interrupted(f"{type(error).__name__}: {' '.join(str(error).split())}") from None

@@ -1,0 +1,88 @@
+"""The value of a knob from what a person wrote: a config file's or a config.json's value, or text of a command line.
+
+What is not of the knob's type is refused; so is a key that no knob of a table of keys has, with the nearest one named.
+"""
+
+import difflib
+import json
+import math
+from typing import Any
+
+from lmtiny.errors import UserError
+from lmtiny.knobs import Knob
+
+
+def nearest(name: str, names: list[str], otherwise: str = "; --help lists them all") -> str:
+    """Returns "; did you mean X?" for the closest of `names`, those below it where it is a section, or `otherwise`."""
+    if below := [known for known in names if known.startswith(f"{name}.")]:
+        return f"; there are {', '.join(below[:8])}" + (f" and {len(below) - 8} more: --help lists them all" if len(below) > 8 else "")
+    last = [known.rsplit(".", 1)[-1] for known in names]
+    close = difflib.get_close_matches(name, names, 1, 0.6) or [
+        names[last.index(match)] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.6)
+    ]
+    return f"; did you mean {close[0]}?" if close else otherwise
+
+
+def converted(name: str, knob: Knob, value: Any) -> Any:
+    """Returns `value` as the knob's type, or raises UserError that calls the knob `name`."""
+    if knob.keys:
+        return _tables(name, knob.keys, value)
+    wrong = UserError(f"{name}: {value!r} is not {_TYPE_NAMES[knob.type]}")
+    if knob.type is tuple:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.startswith("[") else (value,)
+            except json.JSONDecodeError:
+                raise wrong from None
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise wrong
+        return tuple(value)
+    if isinstance(value, str) and knob.type is not str:
+        try:
+            value = _BOOLS[value.lower()] if knob.type is bool else _number(value, knob.type)
+        except (KeyError, ValueError):
+            raise wrong from None
+    if knob.type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not knob.type or (isinstance(value, float) and not math.isfinite(value)):
+        raise wrong
+    return value
+
+
+_BOOLS = {"true": True, "false": False}
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: 'a list of texts, ["like", "this"]'}
+
+
+def _number(text: str, kind: type) -> int | float:
+    number = float(text)
+    # 65_536 and 1e6 are whole numbers too
+    return int(number) if kind is int and math.isfinite(number) and number == int(number) else number
+
+
+def _tables(name: str, keys: tuple[Knob, ...], value: Any) -> tuple[dict[str, Any], ...]:
+    """Returns a tuple of dicts, each with all of `keys`, checked: of a list of dicts, or of one, or of either as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{name}: {value!r} is not JSON ({error}); write {_example(keys)}") from None
+    tables = [value] if isinstance(value, dict) else value
+    if not isinstance(tables, list | tuple) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{name}: {value!r} is not a list of objects, {_example(keys)}")
+    return tuple(_table(f"{name}[{number}]", keys, table) for number, table in enumerate(tables))
+
+
+def _example(keys: tuple[Knob, ...]) -> str:
+    return f'[{{"{keys[0].name}": ...}}]'
+
+
+def _table(name: str, keys: tuple[Knob, ...], value: dict[str, Any]) -> dict[str, Any]:
+    known = [key.name for key in keys]
+    for written in value:
+        if written not in known:
+            raise UserError(f"{name} has no {written!r}{nearest(str(written), known, '; there are ' + ', '.join(known))}")
+    table = {key.name: converted(f"{name}.{key.name}", key, value.get(key.name, key.default)) for key in keys}
+    for key in keys:
+        if problem := key.check(table[key.name]):
+            raise UserError(f"{name}.{key.name} = {table[key.name]!r} {problem}")
+    return table

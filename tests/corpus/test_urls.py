@@ -1,0 +1,122 @@
+"""fsspec URLs: listed once, copied whole, resumed, and read like local files."""
+
+import json
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pytest
+
+from lmtiny.corpus import urls
+from lmtiny.corpus.backoff import Backoff
+from lmtiny.errors import UserError
+
+FILES = {"/bucket/a.txt": b"text a", "/bucket/deep/b.jsonl": b'{"text": "one"}\n' * 3, "/bucket/deep/c.md": b"no", "/bucket/.d.txt": b"no"}
+
+
+@pytest.fixture
+def memory() -> Iterator[Any]:
+    system = fsspec.filesystem("memory")
+    for path, data in FILES.items():
+        system.pipe(path, data)
+    yield system
+    system.rm("/", recursive=True)
+
+
+def copies(url: str, folder: pathlib.Path) -> dict[str, bytes]:
+    root, files = urls.copies(url, folder, Backoff(tries=3, sleep=lambda _: None))
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+
+
+def test_a_folder_a_glob_and_a_file(memory: Any, tmp_path: pathlib.Path) -> None:
+    assert copies("memory://bucket", tmp_path) == {"a.txt": FILES["/bucket/a.txt"], "deep/b.jsonl": FILES["/bucket/deep/b.jsonl"]}
+    assert copies("memory://bucket/*/*.jsonl", tmp_path) == {"b.jsonl": FILES["/bucket/deep/b.jsonl"]}
+    assert copies("memory://bucket/a.txt", tmp_path) == {"a.txt": b"text a"}
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "local.txt").write_text("here")
+    assert copies(f"file://{tmp_path}/x", tmp_path / "y") == {"local.txt": b"here"}
+
+
+def test_a_second_start_asks_nobody(memory: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = copies("memory://bucket", tmp_path)
+    with monkeypatch.context() as patch:
+        for name in ("open", "info", "find", "isdir", "exists", "ls"):
+            patch.setattr(type(memory), name, None)
+        assert copies("memory://bucket", tmp_path) == first
+
+
+def test_a_broken_copy_goes_on_where_it_broke(memory: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes(range(256)) * 40
+    memory.pipe("/bucket/a.txt", data)
+    begun: list[int] = []
+    opened, broken = type(memory).open, iter([True, False])
+
+    class Breaking:
+        def __init__(self, stream: Any) -> None:
+            self.stream, self.breaks = stream, next(broken)
+
+        def __enter__(self) -> "Breaking":
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            self.stream.close()
+
+        def seek(self, place: int) -> None:
+            begun.append(place)
+            self.stream.seek(place)
+
+        def read(self, size: int) -> bytes:
+            if self.breaks and self.stream.tell() >= 3000:
+                raise ConnectionResetError("gone")
+            return bytes(self.stream.read(min(size, 1000)))
+
+    monkeypatch.setattr(type(memory), "open", lambda *args, **options: Breaking(opened(*args, **options)))
+    assert copies("memory://bucket/a.txt", tmp_path) == {"a.txt": data}
+    assert begun == [0, 3000]
+
+
+def test_what_changed_since_it_was_listed_is_refused(memory: Any, tmp_path: pathlib.Path) -> None:
+    copies("memory://bucket", tmp_path)
+    (listing_file,) = tmp_path.rglob("listing.json")
+    (copy,) = tmp_path.rglob("a.txt")
+    copy.unlink()
+    memory.pipe("/bucket/a.txt", b"text A")  # of the same size
+    with pytest.raises(UserError, match="memory://bucket has changed since it was listed; remove .* to have it anew"):
+        copies("memory://bucket", tmp_path)
+    assert not copy.exists()
+    listing_file.write_text("{")
+    with pytest.raises(UserError, match="listing.json is damaged; remove it"):
+        copies("memory://bucket", tmp_path)
+
+
+def test_a_name_that_leads_out_is_refused(memory: Any, tmp_path: pathlib.Path) -> None:
+    copies("memory://bucket", tmp_path)
+    (listing_file,) = tmp_path.rglob("listing.json")
+    listing = json.loads(listing_file.read_text())
+    listing["files"][0]["name"] = "../../../evil.txt"
+    listing_file.write_text(json.dumps(listing))
+    with pytest.raises(UserError, match="leads out of"):
+        copies("memory://bucket", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://nothing/here", "names no .txt"),
+        ("memory://bucket/deep/c.md", "names no .txt"),
+        ("nope://x/y.txt", "known are gs://, s3://, hf://"),
+    ],
+)
+def test_what_a_url_does_not_name(memory: Any, tmp_path: pathlib.Path, url: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        copies(url, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("url", "package"), [("gs://b/x.txt", "gcsfs"), ("s3://b/x.txt", "s3fs")])
+def test_a_missing_package_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, url: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{package}"):
+        copies(url, tmp_path)
