@@ -42,8 +42,9 @@ def _opened(url: str) -> tuple[Any, str]:
         import fsspec.core
 
         system, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:  # fsspec's own words name the package
-        raise UserError(f"{url}: {' '.join(str(error).split())}: pip install it") from None
+    except ImportError as error:
+        package = getattr(error.__cause__, "name", None)  # fsspec's own words stand for the import that failed
+        raise UserError(f"{url}: {' '.join(str(error).split())}{f': pip install {package}' if package else ''}") from None
     except ValueError as error:
         raise UserError(f"{url}: {error}; known are gs://, s3://, hf:// and the other protocols of fsspec") from None
     return system, path

@@ -67,6 +67,15 @@ def test_moving_a_corpus_changes_nothing(folder: pathlib.Path, tmp_path_factory:
     assert [unit.fingerprint for unit in units_of(moved)] != [unit.fingerprint for unit in before]
 
 
+def test_fingerprints_stay_from_version_to_version(tmp_path: pathlib.Path) -> None:
+    """Others than these mean that everybody's prepared corpora are made anew; then raise documents.READER_VERSION too."""
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert [(unit.name, unit.fingerprint) for unit in units_of(tmp_path, validation_path="b.jsonl")] == [
+        ("a.txt@0", "0503bd66769af4277557374bc1659c3b"), ("b.jsonl@0", "597210077ef5f4d3cf7ab2af17a7c9a6"),
+    ]  # fmt: skip
+
+
 def test_a_long_text_is_cut_at_blank_lines(tmp_path: pathlib.Path) -> None:
     paragraphs = [f"Paragraph {number}." + " word" * 20 + "\nmore" + " words" * 20 + " end." for number in range(100)]
     (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))

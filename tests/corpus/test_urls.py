@@ -118,5 +118,5 @@ def test_what_a_url_does_not_name(memory: Any, tmp_path: pathlib.Path, url: str,
 @pytest.mark.parametrize(("url", "package"), [("gs://b/x.txt", "gcsfs"), ("s3://b/x.txt", "s3fs")])
 def test_a_missing_package_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, url: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"{package}"):
+    with pytest.raises(UserError, match=rf"pip install {package}"):
         copies(url, tmp_path)

@@ -53,6 +53,17 @@ def test_every_token_of_every_document_is_in_exactly_one_row(config_of) -> None:
     assert prepared.dtype == np.dtype("<u2")
 
 
+def test_listed_sources_are_prepared_and_counted_by_name(config_of, corpus_folder) -> None:
+    listed = [{"name": name, "path": str(corpus_folder / f"{name}.txt"), "cut": cut} for name, cut in (("0", "file"), ("1", "sections"))]
+    config = config_of(**{"corpus.kind": "sources", "corpus.path": "", "corpus.sources": listed})
+    prepared = prepare(config)
+    sizes = {unit.source: sum(1 for _ in unit.read()) for unit in corpus.units(config)}
+    counted = prepared.manifest["sources"]
+    assert sizes == {name: sum(counted[name][side][0] for side in ("train", "validation")) for name in counted}
+    assert sizes["0"] == 1 < sizes["1"]
+    assert prepare(config).manifest == prepared.manifest
+
+
 def test_the_tokenizer_sees_training_text_only(config_of, tmp_path) -> None:
     for name, letters in (("a.txt", "abcdef"), ("b.txt", "qqqqxxxx")):
         (tmp_path / name).write_text(" ".join(letters[i % 5 :] + letters[: i % 7] for i in range(3000)))
