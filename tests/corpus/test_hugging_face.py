@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from lmtiny import console
 from lmtiny.corpus import download, hugging_face
 from lmtiny.corpus.backoff import Backoff
 from lmtiny.errors import UserError
@@ -322,15 +323,18 @@ def test_two_processes_do_not_write_the_same_shard(get, tmp_path, monkeypatch, c
     assert "is being downloaded to by another process; waiting for it" in capsys.readouterr().out
 
 
-def test_progress_is_shown_with_what_was_there_before(hub, get, capsys) -> None:
+def test_progress_counts_what_was_there_before_but_not_in_the_rate(hub, get, capsys, monkeypatch) -> None:
     hub.faults[NAMES[0]] = [("drop", 9000), *[("status", 503, {})] * 5]
     with pytest.raises(UserError):
         get()
+    starts = []
+    finish = console.Progress.finish
+    monkeypatch.setattr(console.Progress, "finish", lambda self, completed: (starts.append(self.start), finish(self, completed)))
     capsys.readouterr()
     get()
     sizes = len(hub.files[NAMES[0]]) + len(hub.files[NAMES[4]])
-    said = capsys.readouterr().out
-    assert f"downloading hf:owner/set: {sizes:,}/{sizes:,} bytes in " in said
+    assert f"downloading hf:owner/set: {sizes:,}/{sizes:,} bytes in " in capsys.readouterr().out
+    assert starts == [9000]
 
 
 def test_the_listing_says_what_was_asked_and_found(hub, get, tmp_path) -> None:
