@@ -45,7 +45,11 @@ def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 @contextmanager
 def locked(folder: pathlib.Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds `folder` (made where it is missing) for this process alone; calls `waiting` once if another has it, and waits."""
+    """Holds `folder` (made where it is missing) for this process alone; calls `waiting` once if another has it, and waits.
+
+    A killed process holds nothing.  Where the system or the file system knows no such locks, nothing is held: what is written aside
+    has a name of its own until it is whole, so two processes then only do the work twice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "ab") as file:
         if not try_lock(file):

@@ -66,7 +66,7 @@ class Knob:
 SOURCE = (
     Knob("path", str, "", "", "builtin; a folder, a file or a glob; an fsspec URL (gs://, s3://, hf://); hf:OWNER/DATASET; tfds:NAME", given),
     Knob("name", str, "", "", "what the source is counted and mixed under; empty: made of the path"),
-    Knob("weight", float, 1.0, "", "its share of the mixture is this over the sum of all weights", above(0)),
+    Knob("weight", float, 0.0, "", "its share of the tokens that are trained on is this over the sum of all; no source has one: by their sizes", at_least(0)),
     Knob("text_key", str, "text", "", "the field of a record that holds the text"),
     Knob("cut", str, "sections", "", ".txt: documents of about corpus.section_bytes; whole files; paragraphs; chapters", one_of("sections", "file", "blank lines", "chapters")),
     Knob("validation", str, "", "", "files: a glob of those held out; tfds: the split held out; empty: documents chosen by hash (hf: the last shard)"),

@@ -97,7 +97,7 @@ def test_mistakes_in_a_config_file_are_told_with_its_name(tmp_path, body, messag
     assert "\n" not in str(error.value)
 
 
-SOURCES = '[{"path": "books/*.txt", "cut": "chapters", "weight": 2}, {"path": "hf:a/b", "shards": "4", "name": "web"}]'
+SOURCES = '[{"path": "books/*.txt", "cut": "chapters", "weight": 2}, {"path": "hf:a/b", "shards": "4", "name": "web", "weight": 1}]'
 
 
 def test_sources_are_complete_however_they_were_written(tmp_path):
@@ -124,7 +124,7 @@ def test_sources_are_complete_however_they_were_written(tmp_path):
         ('[{"path": "x"}, {"path": "x", "qqq": 1}]', "corpus.sources[1] has no 'qqq'; there are path, name, weight,"),
         ('[{"path": "x", "weight": "much"}]', "corpus.sources[0].weight: 'much' is not a number"),
         ('[{"path": "x", "weight": true}]', "corpus.sources[0].weight: True is not a number"),
-        ('[{"path": "x", "weight": 0}]', "corpus.sources[0].weight = 0.0 must be above 0"),
+        ('[{"path": "x", "weight": -1}]', "corpus.sources[0].weight = -1.0 must be at least 0"),
         ('[{"path": 3}]', "corpus.sources[0].path: 3 is not text"),
         ('[{"name": "x"}]', "corpus.sources[0].path = '' must be given"),
         ('[{"path": "x", "cut": "lines"}]', "corpus.sources[0].cut = 'lines' must be one of sections, file, blank lines, chapters"),

@@ -6,6 +6,7 @@ tokenizer from what is left to train on; encode; pack; write shards. Each step's
 
 import errno
 import hashlib
+import itertools
 import pathlib
 import platform
 import shutil
@@ -18,7 +19,7 @@ import numpy as np
 from lmtiny import config as config_module
 from lmtiny import console, corpus, files, tokenizer
 from lmtiny.corpus import Side, Unit, digest
-from lmtiny.data import parts, pool, publishing, shards, stages
+from lmtiny.data import mixture, parts, pool, publishing, shards, stages
 from lmtiny.data.shards import Prepared
 from lmtiny.errors import UserError
 
@@ -44,7 +45,7 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
         return found
     try:
-        with parts.locked(folder):
+        with files.locked(folder, lambda: console.say(f"{folder} is being prepared by another process; waiting for it")):
             if not rebuild and (found := _finished(folder, depends_on)):  # another process made it meanwhile, or was killed after that
                 shutil.rmtree(folder / WORK, ignore_errors=True)
                 return found
@@ -74,8 +75,11 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
     knobs += ["corpus.installed_packages"] if config.corpus.kind == "builtin" else ["corpus.section_bytes", "corpus.text_key"]
     knobs += [] if config.corpus.validation_path else ["corpus.validation_fraction"]
     knobs += [] if given else ["tokenizer.kind", "tokenizer.vocab_size", "tokenizer.sample_bytes"]
+    wanted = mixture.shares(config)
+    weights = {"weights of the sources": wanted if not given else sorted(wanted)} if wanted else {}
     return {
         "format": shards.FORMAT,
+        **weights,
         "T (data.row_length, or else model.context_length)": row_length(config),
         **{name: config_module.get_knob(config, name) for name in knobs},
         "tokenizer.path": given.hash[:16] if given else "",
@@ -119,17 +123,18 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
     console.say(f"preparing {corpus.name(config)} ({console.human(num_bytes, 'B')} in {len(units)} units) in {folder}")
     with pool.workers(config.data.num_processes, len(units), num_bytes) as run:
         documents = _read(run, units, work)
-        documents, held_out = _at_least_two(documents, [unit.held_out for unit in units], config, work)
+        documents, held_out, sources = _at_least_two(documents, units, config, work)
         facts = [np.load(stages.facts_path(path)) for path in documents]
         sides = _sides(run, documents, facts, held_out, config, work)
         key = digest([path.name for path in sides])[:16]
         _say_split(facts, sides)
-        tokenizer_folder = _tokenizer(config, given, documents, facts, sides, work / f"tokenizer-{digest(key, depends_on)[:16]}")
+        tokenizer_folder = _tokenizer(config, given, documents, facts, sides, sources, work / f"tokenizer-{digest(key, depends_on)[:16]}")
         known = tokenizer.load(tokenizer_folder)
         tokens = _encode(run, documents, facts, sides, tokenizer_folder, digest(key, known.hash)[:16], work)
-    shard_key = digest(key, known.hash, row_length(config), config.data.rows_per_shard)[:16]
+    shard_key = digest(key, known.hash, row_length(config), config.data.rows_per_shard, sources)[:16]
     splits = {
-        split: publishing.write_split(split, row_length(config), config, known, facts, sides, tokens, shard_key) for split in shards.SPLITS
+        split: publishing.write_split(split, row_length(config), config, known, facts, sides, tokens, sources, shard_key)
+        for split in shards.SPLITS
     }
     manifest = {
         "format": shards.FORMAT,
@@ -145,7 +150,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         "depends_on": depends_on,
     }
     publishing.publish(folder, work, tokenizer_folder, shard_key, manifest)
-    publishing.say(manifest)
+    publishing.say(manifest, config)
 
 
 def _corpus_hash(facts: Facts) -> str:
@@ -159,10 +164,14 @@ def _read(run: pool.Run, units: list[Unit], work: pathlib.Path) -> Paths:
     return paths
 
 
-def _at_least_two(paths: Paths, held_out: list[bool], config: Config, work: pathlib.Path) -> tuple[Paths, list[bool]]:
-    """Returns the parts and whether they are held out; a corpus of one document is cut in two, and that is said."""
+def _at_least_two(paths: Paths, units: list[Unit], config: Config, work: pathlib.Path) -> tuple[Paths, list[bool], list[str]]:
+    """Returns the parts, whether they are held out, and the source that each is mixed under ("": it is not).
+
+    A corpus of one document is cut in two, and that is said.
+    """
+    held_out, mixed = [unit.held_out for unit in units], bool(mixture.shares(config))
     if sum(len(np.load(stages.facts_path(path), mmap_mode="r")) for path in paths) != 1 or any(held_out):
-        return paths, held_out
+        return paths, held_out, [unit.source if mixed else "" for unit in units]
     document = next(document for path in paths for document in stages.documents_of(path))
     halves = corpus.in_two(document["text"], config.corpus.validation_fraction)
     console.say(f"the corpus is a single document: its last {len(halves[1].encode())} bytes become the validation text")
@@ -170,7 +179,7 @@ def _at_least_two(paths: Paths, held_out: list[bool], config: Config, work: path
     for part, text in zip(shards.SPLITS, halves, strict=True):
         made.append(work / f"documents-{digest(document['id'], text)[:16]}.jsonl")
         stages.write_documents([{**document, "text": text, "id": f"{document['id']}.{part}"}], made[-1])
-    return made, [False, True]
+    return made, [False, True], [units[0].source if mixed else ""] * 2
 
 
 def _sides(run: pool.Run, documents: Paths, facts: Facts, held_out: list[bool], config: Config, work: pathlib.Path) -> Paths:
@@ -223,7 +232,7 @@ def _say_split(facts: Facts, sides: Paths) -> None:
 
 
 def _tokenizer(
-    config: Config, given: tokenizer.Tokenizer | None, documents: Paths, facts: Facts, sides: Paths, path: pathlib.Path
+    config: Config, given: tokenizer.Tokenizer | None, documents: Paths, facts: Facts, sides: Paths, sources: list[str], path: pathlib.Path
 ) -> pathlib.Path:
     """Returns the folder of the tokenizer: the given one, or learned from training documents only."""
     if path.exists():
@@ -237,16 +246,21 @@ def _tokenizer(
             return path
         limit = config.tokenizer.sample_bytes
         training = [np.load(side) == Side.TRAIN for side in sides]
-        total = sum(int(one["bytes"][kept].sum()) for one, kept in zip(facts, training, strict=True))
-        with console.progress("learning the tokenizer", min(total, limit), "bytes") as shown:
-            texts = _sample(documents, facts, training, limit)
+        total = min(limit, sum(int(one["bytes"][kept].sum()) for one, kept in zip(facts, training, strict=True)))
+        wanted = mixture.shares(config) or {"": 1.0}
+        with console.progress("learning the tokenizer", total, "bytes") as shown:
+            own = {name: [kept & (source == name) for kept, source in zip(training, sources, strict=True)] for name in wanted}
+            texts = itertools.chain.from_iterable(
+                _sample(documents, facts, own[name], round(share * total)) for name, share in wanted.items()
+            )
             learned = tokenizer.learn(config.tokenizer.kind, texts, config.tokenizer.vocab_size, limit, shown.update)
         learned.save(
             aside,
             {
                 "corpus": f"{corpus.name(config)}, training documents",
                 "corpus_sha256": _corpus_hash(facts),
-                "bytes": min(total, limit),
+                "bytes": total,
+                **({"shares": wanted} if "" not in wanted else {}),
                 "settings": config.tokenizer.to_dict(),
                 "python": platform.python_version(),
             },
@@ -255,11 +269,22 @@ def _tokenizer(
 
 
 def _sample(documents: Paths, facts: Facts, training: list[np.ndarray], limit: int) -> Iterator[str]:
-    """Yields the training texts; of more than `limit` bytes a sample from everywhere in the corpus, just as large or a document larger."""
+    """Yields `limit` bytes, or up to a document more, of the texts marked in `training`.
+
+    Of more text it is a sample from everywhere in it; less is read again and again.
+    """
     # By the low bits of the hashes: it is the smallest hashes that the split took away.
     low_bits = [one["hash"] & np.uint64(0xFFFFFFFF) for one in facts]
     everywhere = np.concatenate(training)
     bits, sizes = np.concatenate(low_bits)[everywhere], np.concatenate([one["bytes"] for one in facts])[everywhere]
+    if not len(bits):
+        return
+    times, limit = divmod(limit, int(sizes.sum()))
+    for _ in range(times):
+        for path, kept in zip(documents, training, strict=True):
+            yield from (document["text"] for document in _of_side(path, np.where(kept, Side.TRAIN, Side.DUPLICATE), Side.TRAIN))
+    if not limit:
+        return
     order = np.argsort(bits, kind="stable")
     last = min(int(np.searchsorted(np.cumsum(sizes[order]), limit)), len(order) - 1)
     for path, own, kept in zip(documents, low_bits, training, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmtiny import console, files
 from lmtiny.corpus import Side
-from lmtiny.data import packing, shards, stages
+from lmtiny.data import mixture, packing, shards, stages
 from lmtiny.errors import UserError
 from lmtiny.tokenizer import Tokenizer
 
@@ -21,41 +21,63 @@ MAX_SOURCES = 1000  # named in the manifest one by one
 
 def write_split(
     split: str, row_length: int, config: ml_collections.ConfigDict, known: Tokenizer, facts: list[np.ndarray], sides: list[pathlib.Path],
-    tokens: list[pathlib.Path], key: str,
+    tokens: list[pathlib.Path], sources: list[str], key: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Packs a side into shards beside `tokens`, under names with the `key`; returns what the manifest says of it."""
+    """Packs a side into shards beside `tokens`, under names with the `key`; returns what the manifest says of it.
+
+    Each of the `sources` has training rows, and shards, of its own, one source after the other.
+    """
     side = Side.TRAIN if split == "train" else Side.VALIDATION
     chosen = [np.load(path) == side for path in sides]
     lengths = [np.load(stages.lengths_path(path)) for path in tokens]
     ids = [np.load(path, mmap_mode="r") for path in tokens]
-    chunks = packing.cut(lengths, chosen, row_length)
-    plan = packing.pack(chunks.length + 1, row_length + 1)
-    if not len(plan):
+    packed = _packed(lengths, chosen, sources if side == Side.TRAIN else [""] * len(sources), row_length)
+    num_rows = sum(len(plan) for _, plan in packed.values())
+    if not num_rows:
         raise UserError(f"the {split} side has no tokens; give more text")
-    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(plan))
-    per_shard = config.data.rows_per_shard
-    count = -(-len(order) // per_shard)
-    described = []
-    with console.progress(f"writing {split} rows", len(order), "rows") as shown:
-        for number in range(count):
-            path = tokens[0].parent / f"{split}-{number:05d}-of-{count:05d}-{key}.array_record"
-            rows = order[number * per_shard : (number + 1) * per_shard]
+    mixed = [{"source": name, "rows": len(plan), "row_length": row_length} for name, (_, plan) in packed.items() if name]
+    mixture.refuse_unless_filled(mixed)
+    jobs = [(name, rows) for name, (_, plan) in packed.items() for rows in _shuffled(len(plan), config.data.rows_per_shard)]
+    described: list[dict[str, Any]] = []
+    with console.progress(f"writing {split} rows", num_rows, "rows") as shown:
+        for number, (name, rows) in enumerate(jobs):
+            path = tokens[0].parent / f"{split}-{number:05d}-of-{len(jobs):05d}-{key}.array_record"
             if not path.exists():
-                shards.write(path, chunks, plan, rows, ids, known.bos_id, row_length + 1)
+                shards.write(path, *packed[name], rows, ids, known.bos_id, row_length + 1)
             described.append({**shards.described(path, len(rows)), "name": path.name.replace(f"-{key}", "")})
-            shown.update(min(len(order), (number + 1) * per_shard))
-    of_documents, in_rows = sum(int(one[kept].sum()) for one, kept in zip(lengths, chosen, strict=True)), int(chunks.length.sum())
-    stored = len(plan) * (row_length + 1)
+            shown.update(sum(one["rows"] for one in described))
+    of_documents = sum(int(one[kept].sum()) for one, kept in zip(lengths, chosen, strict=True))
+    in_rows, num_chunks = (sum(int(count(chunks.length)) for chunks, _ in packed.values()) for count in (np.sum, len))
+    stored = num_rows * (row_length + 1)
     return {
         "documents": sum(int(kept.sum()) for kept in chosen),
         "bytes": sum(int(one["bytes"][kept].sum()) for one, kept in zip(facts, chosen, strict=True)),
         "tokens": of_documents,
-        "rows": len(plan),
-        "chunks": len(chunks.length),
-        "padding_share": (stored - in_rows - len(chunks.length)) / stored,
+        "rows": num_rows,
+        "chunks": num_chunks,
+        "padding_share": (stored - in_rows - num_chunks) / stored,
         "crop_share": (of_documents - in_rows) / of_documents,
         "shards": described,
+        **({"mixture": mixed} if mixed else {}),
     }
+
+
+def _packed(
+    lengths: list[np.ndarray], chosen: list[np.ndarray], sources: list[str], row_length: int
+) -> dict[str, tuple[packing.Chunks, packing.Rows]]:
+    """Returns source -> (the chunks of its chosen documents, the rows that hold them)."""
+    found = {}
+    for name in dict.fromkeys(sources):
+        own = [kept & (source == name) for kept, source in zip(chosen, sources, strict=True)]
+        chunks = packing.cut(lengths, own, row_length)
+        found[name] = chunks, packing.pack(chunks.length + 1, row_length + 1)
+    return found
+
+
+def _shuffled(num_rows: int, per_shard: int) -> list[np.ndarray]:
+    """Returns the rows of each shard."""
+    order = np.random.default_rng(SHUFFLE_SEED).permutation(num_rows)
+    return [order[start : start + per_shard] for start in range(0, num_rows, per_shard)]
 
 
 def sources(tokens: list[pathlib.Path]) -> dict[str, Any]:
@@ -80,11 +102,13 @@ def publish(folder: pathlib.Path, work: pathlib.Path, tokenizer_folder: pathlib.
     shards.write_manifest(folder, manifest)
 
 
-def say(manifest: dict[str, Any]) -> None:
-    """Prints what was prepared: documents, tokens, bytes a token, rows, padding and crop share, for each side."""
+def say(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> None:
+    """Prints what was prepared: documents, tokens, bytes a token, rows, padding and crop share, for each side; and the mixture."""
     rows = []
     for split in shards.SPLITS:
         of = manifest["splits"][split]
         shares = (f"{100 * of[name]:.3f} %" for name in ("padding_share", "crop_share"))
         rows.append((split, f"{of['documents']:,}", f"{of['tokens']:,}", f"{of['bytes'] / of['tokens']:.2f}", f"{of['rows']:,}", *shares))
     console.say(console.table(("side", "documents", "tokens", "bytes/token", "rows", "padding", "cropped"), rows))
+    if mixed := manifest["splits"]["train"].get("mixture"):
+        console.say(console.table(("source", "share", "by size", "times read"), mixture.described(mixed, config)))

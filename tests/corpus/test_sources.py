@@ -44,7 +44,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 def test_local_files(folder: pathlib.Path) -> None:
     found = read(
         folder,
-        {"name": "novels", "path": f"{folder}/books/*.txt", "cut": "chapters", "validation": "b.txt", "weight": 2},
+        {"name": "novels", "path": f"{folder}/books/*.txt", "cut": "chapters", "validation": "b.txt"},
         {"path": f"{folder}/web.jsonl", "text_key": "body"},
         {"name": "again", "path": f"{folder}/web.jsonl", "text_key": "body"},
     )
