@@ -1,4 +1,4 @@
-"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, hub, tfds, peers, cuda, cuda12, tpu."""
+"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, hub, tfds, corpus, ray, peers, cuda, cuda12, tpu."""
 
 import pathlib
 import re
@@ -50,6 +50,9 @@ setup(
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pre-commit>=4,<5"],
         "parquet": PARQUET,
         "hub": HUB,
+        # datatrove's extra `processing` brings six times as much; its hashes need xxhash 3, and it imports tokenizers without use.
+        "corpus": ["datatrove>=0.10.1,<0.11", "ftfy>=6.3,<7", "py3langid>=0.4,<0.5", "tokenizers>=0.22,<0.24", "xxhash>=3.5,<4"],
+        "ray": ["ray>=2.50,<3"],
         "peers": ["torch>=2.9", "transformers>=5,<6"],  # what tests compare numerics with
         "tfds": TFDS,
         "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],

@@ -166,6 +166,7 @@ def check(config: ml_collections.ConfigDict) -> None:
          config.corpus.kind != "sources" and config.corpus.sources),
         ("corpus.sources: some have a weight and some have none; give all of them one, or none",
          len({source["weight"] > 0 for source in config.corpus.sources}) > 1),
+        ("corpus.executor = 'slurm' needs corpus.slurm_partition", config.corpus.executor == "slurm" and not config.corpus.slurm_partition),
         (f"optimizer.warmup_steps = {config.optimizer.warmup_steps} is more than train.num_steps = {train.num_steps}; lower it too",
          config.optimizer.warmup_steps > train.num_steps),
         (f"tokenizer.vocab_size = {config.tokenizer.vocab_size} is above what a shard holds (uint32)",

@@ -42,6 +42,10 @@ def given(value: Any) -> str:
     return "" if value else "must be given"
 
 
+def any_of(*choices: str) -> Check:
+    return lambda value: "" if set(value) <= set(choices) else f"must be some of {', '.join(choices)}, or empty"
+
+
 def anything(_: Any) -> str:
     return ""
 
@@ -92,6 +96,24 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("section_bytes", int, 65536, "bytes", "a .txt file longer than this is cut at blank lines into documents of about this size", at_least(1024)),
         Knob("validation_fraction", float, 0.05, "", "share of the documents held out for validation", within(0.0001, 0.5)),
         Knob("near_duplicate", float, 0.5, "Jaccard", "a training document this similar to a held-out one (word 5-grams) is dropped; above 1: never", above(0)),
+        Knob("cleaning", tuple, (), "", "unicode: broken encodings repaired (ftfy); gutenberg: its header and licence cut off; unwrap: hard-wrapped prose joined", any_of("unicode", "gutenberg", "unwrap")),
+        Knob("filters", tuple, (), "", "rules with their published thresholds, for web text (docs/refining.md)", any_of("gopher_quality", "gopher_repetition", "c4", "c4_paragraphs", "fineweb")),
+        Knob("language", str, "", "ISO 639-1", "documents in other languages are dropped; empty: all stay"),
+        Knob("language_threshold", float, 0.65, "probability", "below it the language counts as another", within(0, 1)),
+        Knob("quality", str, "none", "", "what a document's likeness to quality_good decides: nothing; below quality_threshold it is dropped; how likely it stays", one_of("none", "filter", "weight")),
+        Knob("quality_good", str, "", "", "texts to be liked: a folder, a file or a glob of .txt, .jsonl or .parquet"),
+        Knob("quality_bad", str, "", "", "texts to be told from them, such as raw web pages"),
+        Knob("quality_threshold", float, 0.5, "probability", "filter: of being like quality_good", within(0, 1)),
+        Knob("quality_exponent", float, 9.0, "", "weight: a document of score s stays with probability (2 - s)^-exponent", above(0)),
+        Knob("deduplicate", bool, False, "", "near-duplicates are dropped from the training documents of all sources (MinHash)"),
+        Knob("minhash_words", int, 5, "words", "n-grams that are compared", at_least(1)),
+        Knob("minhash_buckets", int, 14, "", "documents that agree in all hashes of one bucket are duplicates", at_least(1)),
+        Knob("minhash_hashes", int, 8, "", "hashes in a bucket", at_least(1)),
+        Knob("decontaminate", str, "", "", "evaluation sets: a folder, a file or a glob of .txt, .jsonl or .csv; training documents that share words in a row with them are dropped"),
+        Knob("decontaminate_words", int, 13, "words", "in a row that must be shared", at_least(1)),
+        Knob("executor", str, "local", "", "who cleans, filters and deduplicates: processes of this machine, a Slurm cluster or a Ray cluster", one_of("local", "slurm", "ray")),
+        Knob("slurm_partition", str, "", "", "slurm: where the jobs run"),
+        Knob("slurm_time", str, "24:00:00", "", "slurm: the longest a job may take"),
     ),
     "tokenizer": (
         Knob("kind", str, "bpe", "", "bpe: byte-level byte-pair encoding; char: one token a character; byte: one token a byte", one_of("bpe", "char", "byte")),

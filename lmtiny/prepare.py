@@ -11,7 +11,7 @@ import argparse
 import shlex
 
 from lmtiny import command_line, console
-from lmtiny.data import prepare, verify
+from lmtiny.data import REPORT, prepare, verify
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,8 @@ def main() -> None:
         f"{prepared.folder}: {console.human(train['tokens'], 'tokens')} to train on, {console.human(validation['tokens'], 'tokens')}"
         f" to validate with, vocabulary {prepared.tokenizer.vocab_size:,}" + (", verified" if args.verify else "")
     )
+    if (report := prepared.folder / REPORT).exists():
+        console.say(f"report: {report}")
     overrides = (f"--config.{name}={shlex.quote(value)}" for name, value in args.overrides.items())
     console.say("next: " + " ".join(["python -m lmtiny.train --config", shlex.quote(args.config), *overrides]))
 

@@ -92,7 +92,7 @@ def extension(file: pathlib.PurePath) -> str:
     return next((known for known in EXTENSIONS if file.name.endswith(known)), "")
 
 
-def find(path: str, knob: str) -> list[pathlib.Path]:
+def find(path: str, knob: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[pathlib.Path]:
     """Returns the absolute paths of the supported files that `path` names: folders, files, globs, several separated by commas."""
     found: set[pathlib.Path] = set()
     for part in [path] if os.path.exists(path) else [part.strip() for part in path.split(",") if part.strip()]:
@@ -100,11 +100,11 @@ def find(path: str, knob: str) -> list[pathlib.Path]:
         if not matches:
             raise UserError(f"{knob}: nothing matches {part!r} (seen from {os.getcwd()}); name a folder, a file or a glob of files")
         inside = [file for match in matches for file in _inside(pathlib.Path(match).absolute())]
-        supported = [file for file in inside if extension(file)]
+        supported = [file for file in inside if file.name.endswith(extensions)]
         if not supported and inside:
-            raise UserError(f"{knob}: {inside[0]} is not one of {', '.join(EXTENSIONS)}; convert it or rename it")
+            raise UserError(f"{knob}: {inside[0]} is not one of {', '.join(extensions)}; convert it or rename it")
         if not supported:
-            raise UserError(f"{knob}: {part!r} holds no {', '.join(EXTENSIONS)} file")
+            raise UserError(f"{knob}: {part!r} holds no {', '.join(extensions)} file")
         found.update(supported)
     if not found:
         raise UserError(f"{knob} = {path!r} names no file")

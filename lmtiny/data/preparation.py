@@ -17,9 +17,9 @@ import ml_collections
 import numpy as np
 
 from lmtiny import config as config_module
-from lmtiny import console, corpus, files, tokenizer
+from lmtiny import console, corpus, files, refining, tokenizer
 from lmtiny.corpus import Side, Unit, digest
-from lmtiny.data import mixture, parts, pool, publishing, shards, stages
+from lmtiny.data import mixture, parts, pool, publishing, report, shards, stages
 from lmtiny.data.shards import Prepared
 from lmtiny.errors import UserError
 
@@ -85,6 +85,7 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
         "tokenizer.path": given.hash[:16] if given else "",
         "files held out (corpus.validation_path)": digest([unit.name for unit in units if unit.held_out])[:16],
         "text of the corpus": digest([unit.fingerprint for unit in units])[:16],
+        **refining.plan_of(config).depends_on(),
     }
 
 
@@ -113,6 +114,8 @@ def _remove(folder: pathlib.Path) -> None:
     for split in shards.SPLITS:
         for file in folder.glob(f"{split}-*-of-*.array_record"):
             file.unlink()
+    for name in (report.JSON, report.PAGE):
+        (folder / name).unlink(missing_ok=True)
     for inner in (WORK, shards.TOKENIZER):
         shutil.rmtree(folder / inner, ignore_errors=True)
 
@@ -122,6 +125,11 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
     num_bytes = sum(unit.num_bytes for unit in units)
     console.say(f"preparing {corpus.name(config)} ({console.human(num_bytes, 'B')} in {len(units)} units) in {folder}")
     with pool.workers(config.data.num_processes, len(units), num_bytes) as run:
+        plan = refining.plan_of(config)
+        given_units, refined = units, None
+        if not plan.nothing():
+            units = refining.refine(given_units, plan, work, config.corpus, run)
+            refined = refining.counts(given_units, plan, work)
         documents = _read(run, units, work)
         documents, held_out, sources = _at_least_two(documents, units, config, work)
         facts = [np.load(stages.facts_path(path)) for path in documents]
@@ -149,6 +157,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         "sources": publishing.sources(tokens),
         "depends_on": depends_on,
     }
+    report.write(folder, report.collect(manifest, documents, refined))
     publishing.publish(folder, work, tokenizer_folder, shard_key, manifest)
     publishing.say(manifest, config)
 

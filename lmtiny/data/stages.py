@@ -15,6 +15,7 @@ import numpy as np
 from lmtiny import corpus, files, tokenizer
 from lmtiny.corpus import Document, Side, Unit
 from lmtiny.data import parts
+from lmtiny.refining import Tally
 
 FACTS = np.dtype([("hash", "<u8"), ("bytes", "<i8")])  # of a document: hash of its content, its length as UTF-8
 BATCH_CHARACTERS = 1 << 20  # encoded at once
@@ -25,19 +26,27 @@ def facts_path(documents: pathlib.Path) -> pathlib.Path:
     return documents.with_suffix(".facts.npy")
 
 
+def tally_path(documents: pathlib.Path) -> pathlib.Path:
+    """Returns where the tally beside a part of documents is."""
+    return documents.with_suffix(".tally.json")
+
+
 def read(unit: Unit, path: pathlib.Path) -> None:
     """Writes the unit's documents to `path`, and their FACTS."""
     write_documents(unit.read(), path)
 
 
 def write_documents(documents: Iterable[Document], path: pathlib.Path) -> None:
-    """Writes documents, a JSON line each, and their FACTS."""
-    facts = []
+    """Writes documents, a JSON line each, their FACTS, and a tally of them for the report."""
+    facts, tally = [], Tally()
     with files.opened(path) as file:
         for document in documents:
             facts.append((corpus.content_hash(document["text"]), len(document["text"].encode())))
+            tally.passed("read", document["source"], facts[-1][1])
+            tally.keep(document["source"], document["id"], document["text"])
             file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
         parts.save(facts_path(path), np.array(facts, FACTS))
+        files.write_aside(tally_path(path), tally.to_json())
 
 
 def documents_of(path: pathlib.Path) -> Iterator[Document]:

@@ -93,7 +93,8 @@ def test_a_finished_one_is_recognised_at_once(config_of, hashes, monkeypatch) ->
     prepared = prepare(config)
     before = hashes(prepared.folder)
     assert {path.name for path in prepared.folder.iterdir()} == {
-        ".lock", "manifest.json", "tokenizer", *(file.name for split in shards.SPLITS for file in prepared.shards(split))
+        ".lock", "manifest.json", "report.html", "report.json", "tokenizer",
+        *(file.name for split in shards.SPLITS for file in prepared.shards(split))
     }  # fmt: skip
     monkeypatch.setattr(preparation, "_build", None)
     began = time.perf_counter()

@@ -1,0 +1,36 @@
+"""Which language a document is written in, by a naive Bayes model over byte n-grams that lies in the package itself.
+
+py3langid, after Lui and Baldwin, "langid.py: An Off-the-shelf Language Identification Tool", ACL 2012. The published
+pipelines use fastText's lid.176, which datatrove downloads; what differs was measured (docs/refining.md).
+"""
+
+import functools
+from typing import Any
+
+from lmtiny.errors import UserError
+
+PIECE = 1000  # characters: of a longer document its first, its middle and its last piece are looked at
+
+
+def identify(text: str) -> tuple[str, float]:
+    """Returns the likeliest language (ISO 639-1) and its probability."""
+    middle = len(text) // 2
+    seen = text if len(text) <= 3 * PIECE else " ".join((text[:PIECE], text[middle : middle + PIECE], text[-PIECE:]))
+    language, probability = _identifier().classify(seen)
+    return language, float(probability)
+
+
+def check(language: str) -> None:
+    """Raises UserError unless the model knows the language."""
+    known = sorted(set(_identifier().labels))
+    if language not in known:
+        raise UserError(f"corpus.language = {language!r} is not known; there are {', '.join(known)}")
+
+
+@functools.cache
+def _identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise UserError("corpus.language needs py3langid: pip install 'lmtiny[corpus]'") from None
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

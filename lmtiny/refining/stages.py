@@ -1,0 +1,154 @@
+"""The stages of refining, each a datatrove pipeline of so many tasks: one pass over the documents, then MinHash's four."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.decont import NGramsDecontFilter
+from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
+from datatrove.pipeline.dedup.minhash import (
+    MinhashConfig,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
+from datatrove.pipeline.filters import (
+    C4ParagraphFilter,
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+)
+from datatrove.pipeline.formatters import FTFYFormatter
+
+from lmtiny.corpus import Unit, digest
+from lmtiny.refining import gutenberg, unwrap
+from lmtiny.refining.settings import Plan
+from lmtiny.refining.steps import BySource, Clean, Counted, Dropped, LanguageFilter, QualityFilter, ReadPart, ReadUnits, Write
+from lmtiny.refining.tally import Tally
+from lmtiny.refining.words import Words
+
+Pipeline: TypeAlias = list[PipelineStep | Callable[..., Any]]
+
+# In this order: repaired text is matched better, and boilerplate should not be unwrapped.
+CLEANING: dict[str, Callable[[], Callable[[str], str]]] = {
+    "unicode": lambda: FTFYFormatter().format,
+    "gutenberg": lambda: gutenberg.strip,
+    "unwrap": lambda: unwrap.unwrap,
+}
+# Thresholds are datatrove's defaults, which are those published. The cheap and the sharp come first.
+FILTERS: dict[str, Callable[[Any], PipelineStep]] = {
+    "gopher_repetition": lambda dropped: GopherRepetitionFilter(exclusion_writer=dropped, language=Words()),
+    "gopher_quality": lambda dropped: GopherQualityFilter(exclusion_writer=dropped, language=Words()),
+    "c4": lambda dropped: C4QualityFilter(exclusion_writer=dropped, language=Words()),
+    "c4_paragraphs": lambda dropped: C4ParagraphFilter(exclusion_writer=dropped),
+    "fineweb": lambda dropped: FineWebQualityFilter(exclusion_writer=dropped, language=Words()),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """`pipeline(ranks)` returns the blocks that can run the tasks `ranks` of `tasks`; `sizes` is the work in each, in bytes."""
+
+    name: str
+    tasks: int
+    pipeline: Callable[[Sequence[int]], Pipeline]
+    sizes: list[int]
+
+
+def passed_through(units: list[Unit], plan: Plan, folder: pathlib.Path) -> Stage:
+    """Returns the stage that cleans, filters and decontaminates each unit by itself, into `folder`/documents."""
+
+    def pipeline(ranks: Sequence[int]) -> Pipeline:
+        tally = Tally()
+        own = functools.partial(_blocks_of, plan, folder, tally, held_out(units))
+        return [ReadUnits({rank: units[rank] for rank in ranks}, tally), BySource(own, tally), Write(folder / "documents", tally)]
+
+    return Stage("cleaning and filtering", len(units), pipeline, [unit.num_bytes for unit in units])
+
+
+def held_out(units: list[Unit]) -> frozenset[int]:
+    """Returns the tasks whose documents are cleaned and no more: they are what the model is measured with, chosen by a person."""
+    return frozenset(rank for rank, unit in enumerate(units) if unit.held_out)
+
+
+def _blocks_of(
+    plan: Plan, folder: pathlib.Path, tally: Tally, only_cleaned: frozenset[int], source: str, rank: int
+) -> list[tuple[str, PipelineStep]]:
+    settings = plan.of(source)
+    blocks: list[tuple[str, PipelineStep]] = [
+        (stage, Clean(stage, make(), tally)) for stage, make in CLEANING.items() if stage in settings.cleaning
+    ]
+    if rank in only_cleaned:
+        return blocks
+    if settings.language:
+        blocks.append(("language", LanguageFilter(settings, Dropped("language", tally))))
+    blocks += [(stage, make(Dropped(stage, tally))) for stage, make in FILTERS.items() if stage in settings.filters]
+    if settings.quality != "none":
+        blocks.append(("quality", QualityFilter(settings, quality_model(folder), Dropped("quality", tally), tally)))
+    if settings.decontaminate:
+        config = NGramsDecontConfig(n_grams=plan.decontaminate_words)
+        index = evaluation_index(folder, settings.decontaminate)
+        dropped: Any = Dropped("decontaminate", tally)
+        blocks.append(("decontaminate", NGramsDecontFilter(str(index), config, exclusion_writer=dropped, language=Words())))
+    return blocks
+
+
+def quality_model(folder: pathlib.Path) -> pathlib.Path:
+    """Returns where the model of the quality score is."""
+    return folder / "quality.npy"
+
+
+def evaluation_index(folder: pathlib.Path, path: str) -> pathlib.Path:
+    """Returns where the index of the evaluation sets that `path` names is."""
+    return folder / f"evaluation-{digest(path)[:16]}"
+
+
+def deduplicated(units: list[Unit], plan: Plan, folder: pathlib.Path) -> list[Stage]:
+    """Returns the four stages of MinHash deduplication of `folder`/documents into `folder`/kept.
+
+    Broder, 1997; the parameters are FineWeb's: Penedo et al., "The FineWeb Datasets", 2024, section 3.4.
+    """
+    config = MinhashConfig(n_grams=plan.minhash_words, num_buckets=plan.minhash_buckets, hashes_per_bucket=plan.minhash_hashes)
+    compared = functools.partial(_compared, plan, held_out(units))
+    sizes = [unit.num_bytes for unit in units]
+    signatures, pairs, removed = (str(folder / name) for name in ("signatures", "pairs", "removed"))
+
+    def signing(ranks: Sequence[int]) -> Pipeline:
+        return [ReadPart(folder / "documents", compared), MinhashDedupSignature(signatures, config, language=Words())]
+
+    def pairing(ranks: Sequence[int]) -> Pipeline:
+        return [MinhashDedupBuckets(signatures, pairs, config=config)]
+
+    def clustering(ranks: Sequence[int]) -> Pipeline:
+        return [functools.partial(_quietly, MinhashDedupCluster(pairs, removed, config=config))]
+
+    def removing(ranks: Sequence[int]) -> Pipeline:
+        tally = Tally()
+        dropped: Any = Dropped("deduplicate", tally)
+        counted = Counted("deduplicate", tally)
+        block = MinhashDedupFilter(removed, exclusion_writer=dropped)
+        return [ReadPart(folder / "documents"), block, counted, Write(folder / "kept", tally)]
+
+    each_bucket = [sum(sizes) // config.num_buckets] * config.num_buckets
+    return [
+        Stage("signing documents", len(units), signing, sizes),
+        Stage("pairing documents", config.num_buckets, pairing, each_bucket),
+        Stage("clustering documents", 1, clustering, [sum(sizes)]),
+        Stage("removing near-duplicates", len(units), removing, sizes),
+    ]
+
+
+def _compared(plan: Plan, only_cleaned: frozenset[int], source: str, rank: int) -> bool:
+    return rank not in only_cleaned and plan.of(source).deduplicate
+
+
+def _quietly(block: PipelineStep, data: Any, rank: int, world_size: int) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):  # it draws a bar of its own
+        block.run(data, rank, world_size)

@@ -1,0 +1,100 @@
+"""What came out of each stage, by source: counts, reasons, lengths, and a few texts to be looked at."""
+
+import collections
+import hashlib
+import heapq
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+SAMPLES = 3  # texts kept for each source, stage and reason: those of the smallest hashes, whoever counts
+SAMPLE_CHARACTERS = 1200  # of each
+LENGTH_BINS = 32  # of documents by length: bin b holds those of 2^b bytes up to 2^(b+1)
+SCORE_BINS = 20  # of the quality score, 0 to 1
+KEPT = "kept"
+
+
+class Tally:
+    """Counts of one task, or the sum of many; all that it holds is JSON."""
+
+    def __init__(self) -> None:
+        self.flow: dict[str, dict[str, list[int]]] = {}  # stage -> source -> [documents, bytes] that left it
+        self.dropped: dict[str, dict[str, dict[str, list[int]]]] = {}  # stage -> source -> reason -> [documents, bytes]
+        self.changed: dict[str, dict[str, int]] = {}  # stage -> source -> documents that it altered
+        self.lengths: dict[str, list[int]] = {}  # source -> documents by length, those that stayed
+        self.scores: dict[str, list[int]] = {}  # source -> documents by quality score
+        self.samples: dict[str, list[dict[str, Any]]] = {}  # "source\tstage\treason" -> texts, smallest hash first
+
+    def passed(self, stage: str, source: str, num_bytes: int) -> None:
+        """Counts a document that leaves `stage`."""
+        _add(self.flow.setdefault(stage, {}).setdefault(source, [0, 0]), (1, num_bytes))
+
+    def drop(self, stage: str, source: str, reason: str, identity: str, text: str, note: str = "") -> None:
+        """Counts a document that `stage` drops, and keeps it as a sample if its turn comes."""
+        reasons = self.dropped.setdefault(stage, {}).setdefault(source, {})
+        _add(reasons.setdefault(reason, [0, 0]), (1, len(text.encode())))
+        self._sample(f"{source}\t{stage}\t{reason}", identity, text, note)
+
+    def change(self, stage: str, source: str) -> None:
+        """Counts a document that `stage` alters."""
+        sources = self.changed.setdefault(stage, {})
+        sources[source] = sources.get(source, 0) + 1
+
+    def score(self, source: str, score: float) -> None:
+        """Counts a document's quality score, 0 to 1."""
+        self.scores.setdefault(source, [0] * SCORE_BINS)[min(SCORE_BINS - 1, int(score * SCORE_BINS))] += 1
+
+    def keep(self, source: str, identity: str, text: str) -> None:
+        """Counts a document that stays to the end."""
+        bin_ = min(LENGTH_BINS - 1, max(0, len(text.encode()).bit_length() - 1))
+        self.lengths.setdefault(source, [0] * LENGTH_BINS)[bin_] += 1
+        self._sample(f"{source}\t{KEPT}\t", identity, text, "")
+
+    def reasons(self) -> collections.Counter[str]:
+        """Returns reason -> documents dropped for it, over all stages and sources."""
+        found: collections.Counter[str] = collections.Counter()
+        for sources in self.dropped.values():
+            for reasons in sources.values():
+                found.update({reason: counts[0] for reason, counts in reasons.items()})
+        return found
+
+    def _sample(self, key: str, identity: str, text: str, note: str) -> None:
+        order = hashlib.blake2b(text[:SAMPLE_CHARACTERS].encode(), digest_size=8).hexdigest()
+        held = self.samples.setdefault(key, [])
+        if len(held) < SAMPLES or order < held[-1]["order"]:
+            one = {"order": order, "id": identity, "text": text[:SAMPLE_CHARACTERS], "characters": len(text), "note": note}
+            self.samples[key] = _smallest([*held, one])
+
+    def to_json(self) -> bytes:
+        return json.dumps(vars(self), ensure_ascii=False, sort_keys=True).encode()
+
+
+def load(paths: Iterable[pathlib.Path]) -> Tally:
+    """Returns the sum of the tallies in the files."""
+    total = Tally()
+    for path in paths:
+        one = json.loads(path.read_bytes())
+        for stage, sources in one["flow"].items():
+            for source, counts in sources.items():
+                _add(total.flow.setdefault(stage, {}).setdefault(source, [0, 0]), counts)
+        for stage, sources in one["dropped"].items():
+            for source, reasons in sources.items():
+                for reason, counts in reasons.items():
+                    _add(total.dropped.setdefault(stage, {}).setdefault(source, {}).setdefault(reason, [0, 0]), counts)
+        for stage, sources in one["changed"].items():
+            total.changed[stage] = dict(collections.Counter(total.changed.get(stage, {})) + collections.Counter(sources))
+        for mine, theirs in ((total.lengths, one["lengths"]), (total.scores, one["scores"])):
+            for source, counts in theirs.items():
+                _add(mine.setdefault(source, [0] * len(counts)), counts)
+        for key, held in one["samples"].items():
+            total.samples[key] = _smallest([*total.samples.get(key, []), *held])
+    return total
+
+
+def _smallest(held: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return heapq.nsmallest(SAMPLES, held, key=lambda one: (one["order"], one["id"]))
+
+
+def _add(mine: list[int], more: Iterable[int]) -> None:
+    mine[:] = [own + other for own, other in zip(mine, more, strict=True)]

@@ -1,0 +1,103 @@
+"""The report adds up, names what was dropped and why, and its page holds other people's text without obeying it."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+from lmtiny.data import prepare, report
+from lmtiny.refining import Tally, tally
+
+
+class Page(html.parser.HTMLParser):
+    """The tags, attributes and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.texts = set(), set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+    def handle_data(self, data) -> None:
+        self.texts.append(data)
+
+
+def test_without_refining_it_tells_what_was_read_and_split(config_of) -> None:
+    prepared = prepare(config_of())
+    found = json.loads((prepared.folder / report.JSON).read_bytes())
+    assert next(step["stage"] for step in found["stages"]) == "read" and len(found["stages"]) == 2
+    for place, name in enumerate(("documents", "bytes")):
+        read, kept = (sum(counts[place] for counts in step["sources"].values()) for step in found["stages"])
+        assert kept == sum(split[name] for split in found["splits"].values()) == read
+    assert sum(sum(counts) for counts in found["lengths"].values()) == sum(split["documents"] for split in found["splits"].values())
+    assert sum(of["got"] for of in found["mixture"].values()) == pytest.approx(1)
+    assert found["dropped"] == {} and found["samples"]["dropped"] == []
+
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> </pre></details><b>bold</b> &amp; \" ' javascript: {"
+
+
+def test_the_page_shows_text_and_runs_nothing(config_of, tmp_path) -> None:
+    pytest.importorskip("datatrove", reason="needs the extra corpus: pip install 'lmtiny[corpus]'")
+    texts = [f"A sentence of some words, the {number}th of that kind, that ends with a full stop. " * 9 for number in range(20)]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    name = "<script>alert(3)<&>.jsonl"
+    texts += [HOSTILE, HOSTILE + " words" * 40]
+    (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = config_of(**{"corpus.path": str(folder), "corpus.filters": ("gopher_quality",), "corpus.near_duplicate": 2.0})
+    prepared = prepare(config)
+    page = Page((prepared.folder / report.PAGE).read_text())
+    assert not page.tags & {"script", "img", "iframe", "link", "object", "b"}
+    assert not [name for name in page.attributes if name.startswith("on") or name in ("src", "href", "srcdoc")]
+    assert any(HOSTILE in text for text in page.texts) and any(name in text for text in page.texts)
+    assert "default-src 'none'" in (prepared.folder / report.PAGE).read_text()
+    found = json.loads((prepared.folder / report.JSON).read_bytes())
+    [read, filtered, split] = [next(iter(step["sources"].values())) for step in found["stages"]]
+    dropped = sum(counts[0] for reasons in found["dropped"]["gopher_quality"].values() for counts in reasons.values())
+    assert (read[0], filtered[0], dropped) == (22, 20, 2) and read[0] - dropped == filtered[0] == split[0]
+    assert read[1] - sum(counts[1] for reasons in found["dropped"]["gopher_quality"].values() for counts in reasons.values()) == filtered[1]
+    assert prepare(config).folder == prepared.folder
+    prepare(config, rebuild=True)
+
+
+def test_the_sum_of_tallies_does_not_depend_on_who_counted(tmp_path) -> None:
+    def counted(numbers) -> Tally:
+        one = Tally()
+        for number in numbers:
+            source, text = f"s{number % 2}", f"text {number} " * (number + 1)
+            one.passed("read", source, len(text))
+            one.score(source, number / 30)
+            if number % 3:
+                one.keep(source, f"id{number}", text)
+            else:
+                one.drop("filter", source, f"reason{number % 5}", f"id{number}", text)
+                one.change("unicode", source)
+        return one
+
+    for place, numbers in enumerate((range(30), range(17), range(17, 30))):
+        (tmp_path / f"{place}.json").write_bytes(counted(numbers).to_json())
+    whole, first, second = (tmp_path / f"{place}.json" for place in range(3))
+    assert tally.load([first, second]).to_json() == tally.load([second, first]).to_json() == whole.read_bytes()
+    assert tally.load([whole]).to_json() == whole.read_bytes()
+
+
+def test_sources_too_many_to_tell_are_told_of_together() -> None:
+    sizes = {f"s{number:03d}": number for number in range(100)}
+    rename = report._grouped(sizes)
+    told = report._sum({source: (1, size) for source, size in sizes.items()}, rename)
+    assert len(told) == report.MAX_SOURCES + 1
+    assert told["s099"] == [1, 99] and sum(count for count, _ in told.values()) == 100
+    assert sum(size for _, size in told.values()) == sum(sizes.values())
+
+
+def test_mixture_wanted_stands_beside_mixture_got(config_of) -> None:
+    prepared = prepare(config_of())
+    found = json.loads((prepared.folder / report.JSON).read_bytes())
+    wanted = dict.fromkeys(found["mixture"], 0.2)
+    shown = report.report_page._mixture({source: {**of, "wanted": wanted[source]} for source, of in found["mixture"].items()})
+    assert shown.count("20.00 %") == 5 and len(re.findall(r'fill="#222"', shown)) == 5
