@@ -32,7 +32,7 @@ from lmtiny.refining import gutenberg, unwrap
 from lmtiny.refining.settings import Plan
 from lmtiny.refining.steps import BySource, Clean, Counted, Dropped, LanguageFilter, QualityFilter, ReadPart, ReadUnits, Write
 from lmtiny.refining.tally import Tally
-from lmtiny.refining.words import Words
+from lmtiny.refining.words import BlankSeparated, Words
 
 Pipeline: TypeAlias = list[PipelineStep | Callable[..., Any]]
 
@@ -45,7 +45,8 @@ CLEANING: dict[str, Callable[[], Callable[[str], str]]] = {
 # Thresholds are datatrove's defaults, which are those published. The cheap and the sharp come first.
 FILTERS: dict[str, Callable[[Any], PipelineStep]] = {
     "gopher_repetition": lambda dropped: GopherRepetitionFilter(exclusion_writer=dropped, language=Words()),
-    "gopher_quality": lambda dropped: GopherQualityFilter(exclusion_writer=dropped, language=Words()),
+    # Gopher's words are blank-separated; with marks counted as words too, one in seven pieces of the books would have too few letters.
+    "gopher_quality": lambda dropped: GopherQualityFilter(exclusion_writer=dropped, language=BlankSeparated()),
     "c4": lambda dropped: C4QualityFilter(exclusion_writer=dropped, language=Words()),
     "c4_paragraphs": lambda dropped: C4ParagraphFilter(exclusion_writer=dropped),
     "fineweb": lambda dropped: FineWebQualityFilter(exclusion_writer=dropped, language=Words()),

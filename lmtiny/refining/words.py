@@ -40,3 +40,13 @@ class Words(WordTokenizer):
         if text[begin:].strip():
             spans.append((begin, len(text)))
         return spans
+
+
+@dataclasses.dataclass(frozen=True)
+class BlankSeparated(Words):
+    """Words as a reader counts them: what stands between blanks, marks and all."""
+
+    language: str = "any, blank-separated"
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return text.split()

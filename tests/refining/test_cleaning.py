@@ -27,44 +27,54 @@ def test_wrapped_prose_becomes_what_it_was(width: int, hyphens: bool) -> None:
 
 
 KEPT = {
-    "verse": """
+    "verse": """\
 Shall I compare thee to a summer's day?
 Thou art more lovely and more temperate:
 Rough winds do shake the darling buds of May,
 And summer's lease hath all too short a date.""",
-    "verse of long lines": """
+    "verse of long lines": """\
 I celebrate myself, and sing myself, and what I assume you shall assume,
 For every atom belonging to me as good belongs to you, and I loafe too,
 I loafe and invite my soul at ease observing a spear of summer grass.""",
-    "indented verse": """
-And he sang to them all in a voice that was low, and he sang them a song
-  of the sea and the ships that go
-  down it.""",
-    "table": """
+    "verse without capitals": """\
+the wind that came over the hill in the evening was cold
+and it went through the house and the barn
+and over the roofs of the sleeping town to the sea
+where nothing was left for it to do""",
+    "narrow": """\
+a list of
+small things
+that were
+in the box""",
+    "indented verse": """\
+and he sang to them all in a voice that was low, and he sang them a song
+    of the sea, and the ships upon it, and of those who had gone with them,
+    never to come home.""",
+    "table": """\
 name             population of it in the year     area of the whole
 France           sixty-eight million and some     551,695 of them
 Spain            forty-eight million and some     505,990 of them""",
-    "rows": """
+    "rows": """\
 | name of the thing that is sold here | the price that it has in the shop |
 | a | b that is there and a longer word |""",
-    "code": """
+    "code": """\
 def frobnicate(first_argument, second_argument, third_argument_of_all):
     return first_argument + second_argument * third_argument_of_all_of_them""",
-    "list": """
+    "list": """\
 - the first thing to be done is to look at all that there is in here
 - the second thing is another one of those that take a whole line""",
-    "numbered": """
+    "numbered": """\
 1. the first thing to be done is to look at all that there is in here
 2. the second thing is another one of those that take a whole line""",
-    "play": """
+    "play": """\
 FIRST CITIZEN:
 Before we proceed any further, hear me speak of what there is to say in this
 place, and then do as you will.""",
-    "TeX": r"""
+    "TeX": """\
 The function $f(x) = x^2$ has the derivative that is known to everybody who has
-read \cite{thompson} and is told in \S2 of it, with its differential being what
+read \\cite{thompson} and is told in \\S2 of it, with its differential being what
 you would expect.""",
-    "headings": """
+    "headings": """\
 CHAPTER I. DOWN THE RABBIT-HOLE
 CHAPTER II. THE POOL OF TEARS
 CHAPTER III. A CAUCUS-RACE AND A LONG TALE""",
