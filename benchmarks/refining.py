@@ -8,7 +8,6 @@ public texts that are too large for the repository. Prints the tables of docs/re
 
 import argparse
 import collections
-import csv
 import json
 import pathlib
 import random
@@ -16,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 
+import loguru
 import numpy as np
 from datatrove.data import Document
 
@@ -130,15 +130,16 @@ def shuffled(text, seed):
 
 
 def scores(data, kinds, work):
-    """Learns from every other document of books and wiki against the web's; returns what it makes of the rest."""
+    """Learns from the first half of the books and articles against the web's; returns what it makes of the others."""
     work.mkdir()
-    halves = {kind: list(kinds[kind]) for kind in ("books", "web")} | {"wiki": [piece for text in kinds["wiki"] for piece in cut(text)]}
-    for one in halves.values():
-        random.Random(0).shuffle(one)
-    for name, texts in (("good", halves["books"][::2][:300] + halves["wiki"][::2][:300]), ("bad", halves["web"][::2])):
+    learned, rest = {}, {}
+    pieces = {"books": kinds["books"], "wiki": [piece for text in kinds["wiki"] for piece in cut(text)], "web": kinds["web"]}
+    for kind, texts in pieces.items():
+        halves = texts[: len(texts) // 2], texts[len(texts) // 2 :]  # a book or an article is on one side only
+        learned[kind], rest[kind] = (random.Random(0).sample(half, min(300, len(half))) for half in halves)
+    for name, texts in (("good", learned["books"] + learned["wiki"]), ("bad", learned["web"])):
         (work / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     quality.learn(str(work / "good.jsonl"), str(work / "bad.jsonl"), work / "model.npy")
-    rest = {"books": halves["books"][1::2][:300], "wiki": halves["wiki"][1::2][:300], "web": halves["web"][1::2]}
     rest["books, words shuffled"] = [shuffled(text, number) for number, text in enumerate(rest["books"])]
     rest["web, words shuffled"] = [shuffled(text, number) for number, text in enumerate(rest["web"])]
     book = (data / "calculus_made_easy.tex").read_text(encoding="utf-8", errors="replace")
@@ -178,7 +179,7 @@ def contamination(data, kinds, work):
         decontamination.build(str(path), 13, words.Words(), work / name)
         items = [item for file in decontamination.find(str(path)) for item in decontamination.items(file)]
         short = sum(len(words.Words().word_tokenize(item)) < 13 for item in items)
-        for kind, texts in {**kinds, "its own items": items}.items():
+        for kind, texts in {**kinds, "books": kinds["books"][:1000], "books, hard-wrapped": [], "its own items": items}.items():
             block = stages.NGramsDecontFilter(str(work / name), stages.NGramsDecontConfig(n_grams=13), language=words.Words())
             hits = []
             for text in texts:
@@ -204,7 +205,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=1000, help="planted near-duplicates")
     parser.add_argument("--only", default="", help="one of filters, minhash, scores, languages, contamination, cleaning")
     args = parser.parse_args()
-    csv.field_size_limit(10**9)
+    loguru.logger.disable("datatrove")
     kinds = texts_of(args.data)
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)

@@ -45,7 +45,7 @@ CLEANING: dict[str, Callable[[], Callable[[str], str]]] = {
 # Thresholds are datatrove's defaults, which are those published. The cheap and the sharp come first.
 FILTERS: dict[str, Callable[[Any], PipelineStep]] = {
     "gopher_repetition": lambda dropped: GopherRepetitionFilter(exclusion_writer=dropped, language=Words()),
-    # Gopher's words are blank-separated; with marks counted as words too, one in seven pieces of the books would have too few letters.
+    # Gopher's words are blank-separated; with marks counted as words too, one in nine pieces of the books would have too few letters.
     "gopher_quality": lambda dropped: GopherQualityFilter(exclusion_writer=dropped, language=BlankSeparated()),
     "c4": lambda dropped: C4QualityFilter(exclusion_writer=dropped, language=Words()),
     "c4_paragraphs": lambda dropped: C4ParagraphFilter(exclusion_writer=dropped),
