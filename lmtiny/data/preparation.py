@@ -85,8 +85,13 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
         "tokenizer.path": given.hash[:16] if given else "",
         "files held out (corpus.validation_path)": digest([unit.name for unit in units if unit.held_out])[:16],
         "text of the corpus": digest([unit.fingerprint for unit in units])[:16],
-        **refining.plan_of(config).depends_on(),
+        **_plan(config).depends_on(),
     }
+
+
+def _plan(config: Config) -> refining.Plan:
+    """Returns what is done to the documents of each source: the one place where settings of a source's own would enter."""
+    return refining.plan_of(config)
 
 
 def default_folder(config: Config, given: tokenizer.Tokenizer | None, depends_on: dict[str, Any]) -> pathlib.Path:
@@ -125,7 +130,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
     num_bytes = sum(unit.num_bytes for unit in units)
     console.say(f"preparing {corpus.name(config)} ({console.human(num_bytes, 'B')} in {len(units)} units) in {folder}")
     with pool.workers(config.data.num_processes, len(units), num_bytes) as run:
-        plan = refining.plan_of(config)
+        plan = _plan(config)
         given_units, refined = units, None
         if not plan.nothing():
             units = refining.refine(given_units, plan, work, config.corpus, run)

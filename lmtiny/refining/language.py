@@ -29,8 +29,6 @@ def check(language: str) -> None:
 
 @functools.cache
 def _identifier() -> Any:
-    try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-    except ImportError:
-        raise UserError("corpus.language needs py3langid: pip install 'lmtiny[corpus]'") from None
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,6 +1,7 @@
 """Units of a corpus -> units of refined documents that lie on disk, restartable at every task of every stage."""
 
 import functools
+import importlib.util
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,8 @@ from lmtiny.errors import UserError
 from lmtiny.refining import decontamination, language, parts, quality, tally
 from lmtiny.refining.settings import Plan
 
+LIBRARIES = ("datatrove", "ftfy", "py3langid", "tokenizers", "xxhash")  # of the extra `corpus`
+
 
 def refine(units: list[Unit], plan: Plan, folder: pathlib.Path, corpus: ml_collections.ConfigDict, run: Callable[..., None]) -> list[Unit]:
     """Returns the units, refined as the plan says; all that is made lies in a folder below `folder`, named after what it depends on.
@@ -24,9 +27,9 @@ def refine(units: list[Unit], plan: Plan, folder: pathlib.Path, corpus: ml_colle
     Raises:
       UserError: a library is missing, a text that the plan names cannot be read, or no document is left.
     """
+    stages, executors, words = _datatrove()
     place = folder_of(units, plan, folder).absolute()
     place.mkdir(parents=True, exist_ok=True)
-    stages, executors, words = _datatrove()
     for name in sorted({settings.language for settings in plan.every() if settings.language}):
         language.check(name)
     for path in plan.evaluation_sets():
@@ -69,8 +72,9 @@ def _refined(units: list[Unit], plan: Plan, place: pathlib.Path) -> list[Unit]:
 
 def _datatrove() -> tuple[Any, Any, Any]:
     """Returns the modules that stand on datatrove, which is imported only here."""
-    try:
-        from lmtiny.refining import executors, stages, words
-    except ImportError as error:
-        raise UserError(f"cleaning, filters and deduplication need datatrove ({error}): pip install 'lmtiny[corpus]'") from None
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"cleaning, filters and deduplication need {', '.join(missing)}: pip install 'lmtiny[corpus]'")
+    from lmtiny.refining import executors, stages, words
+
     return stages, executors, words
