@@ -172,6 +172,8 @@ def _knob_text(width: int) -> str:
 
 
 def _shown(default: object) -> str:
+    if default is None:
+        return "-"
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):

@@ -54,7 +54,7 @@ def anything(_: Any) -> str:
 class Knob:
     """One setting. `type` is int, float, bool, str or tuple (of str); `unit` is "" where there is none.
 
-    A tuple with `keys` holds dicts instead, each with exactly these keys.
+    A tuple with `keys` holds dicts instead, each with exactly these keys; one with the default None need not have a value.
     """
 
     name: str
@@ -65,6 +65,19 @@ class Knob:
     check: Check = anything
     keys: tuple["Knob", ...] = ()
 
+
+# What is done to documents before they are split and counted; a source may have its own.
+REFINING = (
+    Knob("cleaning", tuple, (), "", "unicode: broken encodings repaired (ftfy); gutenberg: its header and licence cut off; unwrap: hard-wrapped prose joined", any_of("unicode", "gutenberg", "unwrap")),
+    Knob("filters", tuple, (), "", "rules with their published thresholds, for web text (docs/refining.md)", any_of("gopher_quality", "gopher_repetition", "c4", "c4_paragraphs", "fineweb")),
+    Knob("language", str, "", "ISO 639-1", "documents in other languages are dropped; empty: all stay"),
+    Knob("language_threshold", float, 0.65, "probability", "below it the language counts as another", within(0, 1)),
+    Knob("quality", str, "none", "", "what a document's likeness to quality_good decides: nothing; below quality_threshold it is dropped; how likely it stays", one_of("none", "filter", "weight")),
+    Knob("quality_threshold", float, 0.5, "probability", "filter: of being like quality_good", within(0, 1)),
+    Knob("quality_exponent", float, 9.0, "", "weight: a document of score s stays with probability (2 - s)^-exponent", above(0)),
+    Knob("deduplicate", bool, False, "", "near-duplicates are dropped from the training documents of all sources (MinHash)"),
+    Knob("decontaminate", str, "", "", "evaluation sets: a folder, a file or a glob of .txt, .jsonl or .csv; training documents that share words in a row with them are dropped"),
+)
 
 # What is said of one source; docs/corpus.md has an example of each kind.
 SOURCE = (
@@ -78,6 +91,7 @@ SOURCE = (
     Knob("revision", str, "main", "", "hf: branch, tag or commit of the dataset"),
     Knob("shards", int, 0, "shards", "hf: the first so many, beside the one held out; 0: all", at_least(0)),
     Knob("data_dir", str, "", "", "tfds: the folder of prepared datasets; empty: TFDS's own"),
+    *(dataclasses.replace(knob, default=None, meaning=f"of this source; not given: corpus.{knob.name}") for knob in REFINING),
 )
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
@@ -96,20 +110,12 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("section_bytes", int, 65536, "bytes", "a .txt file longer than this is cut at blank lines into documents of about this size", at_least(1024)),
         Knob("validation_fraction", float, 0.05, "", "share of the documents held out for validation", within(0.0001, 0.5)),
         Knob("near_duplicate", float, 0.5, "Jaccard", "a training document this similar to a held-out one (word 5-grams) is dropped; above 1: never", above(0)),
-        Knob("cleaning", tuple, (), "", "unicode: broken encodings repaired (ftfy); gutenberg: its header and licence cut off; unwrap: hard-wrapped prose joined", any_of("unicode", "gutenberg", "unwrap")),
-        Knob("filters", tuple, (), "", "rules with their published thresholds, for web text (docs/refining.md)", any_of("gopher_quality", "gopher_repetition", "c4", "c4_paragraphs", "fineweb")),
-        Knob("language", str, "", "ISO 639-1", "documents in other languages are dropped; empty: all stay"),
-        Knob("language_threshold", float, 0.65, "probability", "below it the language counts as another", within(0, 1)),
-        Knob("quality", str, "none", "", "what a document's likeness to quality_good decides: nothing; below quality_threshold it is dropped; how likely it stays", one_of("none", "filter", "weight")),
+        *REFINING,
         Knob("quality_good", str, "", "", "texts to be liked: a folder, a file or a glob of .txt, .jsonl or .parquet"),
         Knob("quality_bad", str, "", "", "texts to be told from them, such as raw web pages"),
-        Knob("quality_threshold", float, 0.5, "probability", "filter: of being like quality_good", within(0, 1)),
-        Knob("quality_exponent", float, 9.0, "", "weight: a document of score s stays with probability (2 - s)^-exponent", above(0)),
-        Knob("deduplicate", bool, False, "", "near-duplicates are dropped from the training documents of all sources (MinHash)"),
         Knob("minhash_words", int, 5, "words", "n-grams that are compared", at_least(1)),
         Knob("minhash_buckets", int, 14, "", "documents that agree in all hashes of one bucket are duplicates", at_least(1)),
         Knob("minhash_hashes", int, 8, "", "hashes in a bucket", at_least(1)),
-        Knob("decontaminate", str, "", "", "evaluation sets: a folder, a file or a glob of .txt, .jsonl or .csv; training documents that share words in a row with them are dropped"),
         Knob("decontaminate_words", int, 13, "words", "in a row that must be shared", at_least(1)),
         Knob("executor", str, "local", "", "who cleans, filters and deduplicates: processes of this machine, a Slurm cluster or a Ray cluster", one_of("local", "slurm", "ray")),
         Knob("slurm_partition", str, "", "", "slurm: where the jobs run"),

@@ -81,8 +81,11 @@ def _table(name: str, keys: tuple[Knob, ...], value: dict[str, Any]) -> dict[str
     for written in value:
         if written not in known:
             raise UserError(f"{name} has no {written!r}{nearest(str(written), known, '; there are ' + ', '.join(known))}")
-    table = {key.name: converted(f"{name}.{key.name}", key, value.get(key.name, key.default)) for key in keys}
+    table: dict[str, Any] = {}
     for key in keys:
-        if problem := key.check(table[key.name]):
+        given = value.get(key.name, key.default)
+        unset = given is None and key.default is None
+        table[key.name] = None if unset else converted(f"{name}.{key.name}", key, given)
+        if not unset and (problem := key.check(table[key.name])):
             raise UserError(f"{name}.{key.name} = {table[key.name]!r} {problem}")
     return table

@@ -94,29 +94,13 @@ def batches(
     if not 0 <= row_start <= row_start + count <= batch_size or start_step < 0:
         raise ValueError(f"rows {row_start} to {row_start + count} of a batch of {batch_size} from step {start_step}")
     rows = Rows(prepared, split, config.model.context_length)
-    order = row_order(prepared, rows, split, config)
+    order = mixture.order(prepared.manifest["splits"][split].get("mixture", []), len(rows), rows.per_stored, config)
 
     def batch(step: int) -> np.ndarray:
         first = step * batch_size + row_start
         return rows.batch(np.array([order[index] for index in range(first, first + count)]))
 
     return _read_ahead(grain.MapDataset.range(start_step, len(order) // batch_size).map(batch), config)
-
-
-def row_order(prepared: Prepared, rows: Rows, split: str, config: ml_collections.ConfigDict) -> grain.MapDataset:
-    """Returns the endless sequence of row numbers that are read, a function of the place in it alone.
-
-    Of sources that are mixed by weight each is shuffled by itself, each time anew, and read as often as its share asks for.
-    """
-    mixed = prepared.manifest["splits"][split].get("mixture")
-    if not mixed:
-        return grain.MapDataset.range(len(rows)).seed(config.seed).shuffle().repeat()
-    wanted, first, sources = mixture.shares(config), 0, []
-    for number, one in enumerate(mixed):
-        end = first + one["rows"] * rows.per_stored
-        sources.append(grain.MapDataset.range(first, end).seed((config.seed + number) % 2**32).shuffle().repeat())
-        first = end
-    return grain.MapDataset.mix(sources, [wanted[one["source"]] for one in mixed])
 
 
 def _read_ahead(dataset: grain.MapDataset, config: ml_collections.ConfigDict) -> Generator[np.ndarray]:

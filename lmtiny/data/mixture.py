@@ -3,12 +3,17 @@
 Rows are packed source by source, so that a weight only says which rows a batch takes: no text is stored twice or left out.
 """
 
+import bisect
+import collections
+import itertools
 from typing import Any
 
 import ml_collections
 
 from lmtiny.corpus import sources
 from lmtiny.errors import UserError
+
+COUNTED = 4096  # rows
 
 
 def shares(config: ml_collections.ConfigDict) -> dict[str, float]:
@@ -21,6 +26,36 @@ def refuse_unless_filled(mixture: list[dict[str, Any]]) -> None:
     """Raises UserError where a source of the manifest's "mixture" has no rows to give its share from."""
     if empty := [one["source"] for one in mixture if not one["rows"]]:
         raise UserError(f"corpus.sources: {empty[0]} has a weight, but no text to train on; leave it out, or look at what dropped it")
+
+
+def order(mixture: list[dict[str, Any]], num_rows: int, per_stored: int, config: ml_collections.ConfigDict) -> Any:
+    """Returns the endless grain.MapDataset of row numbers that training reads, a function of the place in it alone.
+
+    Of sources that are mixed by weight each is shuffled by itself, each time anew, and read as often as its share asks for.
+    `mixture`: of the manifest; `per_stored`: rows of a batch that a stored row makes.
+    """
+    import grain  # here, not above: who prepares does not read
+
+    if not mixture:
+        return grain.MapDataset.range(num_rows).seed(config.seed).shuffle().repeat()
+    wanted, first, sources = shares(config), 0, []
+    for number, one in enumerate(mixture):
+        end = first + one["rows"] * per_stored
+        sources.append(grain.MapDataset.range(first, end).seed((config.seed + number) % 2**32).shuffle().repeat())
+        first = end
+    return grain.MapDataset.mix(sources, [wanted[one["source"]] for one in mixture])
+
+
+def got(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Returns source -> its share of the first COUNTED rows that training reads; {} where sources are not mixed by weight."""
+    train = manifest["splits"]["train"]
+    mixture = train.get("mixture", [])
+    if not mixture:
+        return {}
+    rows = order(mixture, train["rows"], 1, config)
+    ends = list(itertools.accumulate(one["rows"] for one in mixture))
+    counts = collections.Counter(bisect.bisect_right(ends, rows[place]) for place in range(COUNTED))
+    return {one["source"]: counts[number] / COUNTED for number, one in enumerate(mixture)}
 
 
 def described(mixture: list[dict[str, Any]], config: ml_collections.ConfigDict) -> list[tuple[str, ...]]:

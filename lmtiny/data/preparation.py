@@ -6,11 +6,8 @@ tokenizer from what is left to train on; encode; pack; write shards. Each step's
 
 import errno
 import hashlib
-import itertools
 import pathlib
-import platform
 import shutil
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -18,10 +15,11 @@ import numpy as np
 
 from lmtiny import config as config_module
 from lmtiny import console, corpus, files, refining, tokenizer
-from lmtiny.corpus import Side, Unit, digest
-from lmtiny.data import mixture, parts, pool, publishing, report, shards, stages
+from lmtiny.corpus import Side, Unit, digest, sources
+from lmtiny.data import learning, mixture, parts, pool, publishing, report, shards, stages
 from lmtiny.data.shards import Prepared
 from lmtiny.errors import UserError
+from lmtiny.knobs import REFINING
 
 Config: TypeAlias = ml_collections.ConfigDict
 Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
@@ -91,7 +89,11 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
 
 def _plan(config: Config) -> refining.Plan:
     """Returns what is done to the documents of each source: the one place where settings of a source's own would enter."""
-    return refining.plan_of(config)
+    own = {
+        sources.name(source): {knob.name: source[knob.name] for knob in REFINING if source[knob.name] is not None}
+        for source in config.corpus.sources
+    }
+    return refining.plan_of(config, {name: knobs for name, knobs in own.items() if knobs})
 
 
 def default_folder(config: Config, given: tokenizer.Tokenizer | None, depends_on: dict[str, Any]) -> pathlib.Path:
@@ -136,23 +138,24 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
             units = refining.refine(given_units, plan, work, config.corpus, run)
             refined = refining.counts(given_units, plan, work)
         documents = _read(run, units, work)
-        documents, held_out, sources = _at_least_two(documents, units, config, work)
+        documents, held_out, mixed = _at_least_two(documents, units, config, work)
         facts = [np.load(stages.facts_path(path)) for path in documents]
         sides = _sides(run, documents, facts, held_out, config, work)
         key = digest([path.name for path in sides])[:16]
         _say_split(facts, sides)
-        tokenizer_folder = _tokenizer(config, given, documents, facts, sides, sources, work / f"tokenizer-{digest(key, depends_on)[:16]}")
+        tokenizer_folder = work / f"tokenizer-{digest(key, depends_on)[:16]}"
+        learning.tokenizer_for(config, given, documents, facts, sides, mixed, tokenizer_folder)
         known = tokenizer.load(tokenizer_folder)
         tokens = _encode(run, documents, facts, sides, tokenizer_folder, digest(key, known.hash)[:16], work)
-    shard_key = digest(key, known.hash, row_length(config), config.data.rows_per_shard, sources)[:16]
+    shard_key = digest(key, known.hash, row_length(config), config.data.rows_per_shard, mixed)[:16]
     splits = {
-        split: publishing.write_split(split, row_length(config), config, known, facts, sides, tokens, sources, shard_key)
+        split: publishing.write_split(split, row_length(config), config, known, facts, sides, tokens, mixed, shard_key)
         for split in shards.SPLITS
     }
     manifest = {
         "format": shards.FORMAT,
         "corpus": corpus.name(config),
-        "corpus_hash": _corpus_hash(facts),
+        "corpus_hash": stages.corpus_hash(facts),
         "config_digest": digest(depends_on),
         "tokenizer": {"kind": known.kind, "vocab_size": known.vocab_size, "hash": known.hash, "bos_id": known.bos_id},
         "row_length": row_length(config),
@@ -162,13 +165,9 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         "sources": publishing.sources(tokens),
         "depends_on": depends_on,
     }
-    report.write(folder, report.collect(manifest, documents, refined))
+    report.write(folder, report.collect(manifest, documents, refined, mixture.shares(config), mixture.got(manifest, config)))
     publishing.publish(folder, work, tokenizer_folder, shard_key, manifest)
     publishing.say(manifest, config)
-
-
-def _corpus_hash(facts: Facts) -> str:
-    return hashlib.sha256(np.concatenate([one["hash"] for one in facts]).tobytes()).hexdigest()
 
 
 def _read(run: pool.Run, units: list[Unit], work: pathlib.Path) -> Paths:
@@ -210,18 +209,12 @@ def _sides(run: pool.Run, documents: Paths, facts: Facts, held_out: list[bool], 
     index = work / f"index-{key}"
     if todo and not index.exists():
         with files.written(index) as aside:
-            texts = (doc["text"] for path, side in zip(documents, chosen, strict=True) for doc in _of_side(path, side, Side.VALIDATION))
+            of_parts = (stages.of_side(path, side, Side.VALIDATION) for path, side in zip(documents, chosen, strict=True))
+            texts = (document["text"] for of_part in of_parts for document in of_part)
             corpus.Index.of(texts).save(aside)
     jobs = [(documents[n], chosen[n], index, threshold, paths[n]) for n in todo]
     run("looking for near-duplicates", stages.screen, jobs, [int(facts[n]["bytes"].sum()) for n in todo])
     return paths
-
-
-def _of_side(path: pathlib.Path, sides: np.ndarray, wanted: Side) -> Iterator[corpus.Document]:
-    if (sides == wanted).any():
-        for document, side in zip(stages.documents_of(path), sides, strict=True):
-            if side == wanted:
-                yield document
 
 
 def _dropped(sides: Paths) -> dict[str, int]:
@@ -243,67 +236,6 @@ def _say_split(facts: Facts, sides: Paths) -> None:
             "nothing is left to train on: every training document is a near-duplicate of a held-out one;"
             " raise --config.corpus.near_duplicate (above 1: never) or give more varied text"
         )
-
-
-def _tokenizer(
-    config: Config, given: tokenizer.Tokenizer | None, documents: Paths, facts: Facts, sides: Paths, sources: list[str], path: pathlib.Path
-) -> pathlib.Path:
-    """Returns the folder of the tokenizer: the given one, or learned from training documents only."""
-    if path.exists():
-        return path
-    with files.written(path) as aside:
-        if given:
-            given.save(aside)
-            return path
-        if config.tokenizer.kind == "byte":
-            tokenizer.learn("byte", [], config.tokenizer.vocab_size, 0).save(aside, {"corpus": ""})
-            return path
-        limit = config.tokenizer.sample_bytes
-        training = [np.load(side) == Side.TRAIN for side in sides]
-        total = min(limit, sum(int(one["bytes"][kept].sum()) for one, kept in zip(facts, training, strict=True)))
-        wanted = mixture.shares(config) or {"": 1.0}
-        with console.progress("learning the tokenizer", total, "bytes") as shown:
-            own = {name: [kept & (source == name) for kept, source in zip(training, sources, strict=True)] for name in wanted}
-            texts = itertools.chain.from_iterable(
-                _sample(documents, facts, own[name], round(share * total)) for name, share in wanted.items()
-            )
-            learned = tokenizer.learn(config.tokenizer.kind, texts, config.tokenizer.vocab_size, limit, shown.update)
-        learned.save(
-            aside,
-            {
-                "corpus": f"{corpus.name(config)}, training documents",
-                "corpus_sha256": _corpus_hash(facts),
-                "bytes": total,
-                **({"shares": wanted} if "" not in wanted else {}),
-                "settings": config.tokenizer.to_dict(),
-                "python": platform.python_version(),
-            },
-        )
-    return path
-
-
-def _sample(documents: Paths, facts: Facts, training: list[np.ndarray], limit: int) -> Iterator[str]:
-    """Yields `limit` bytes, or up to a document more, of the texts marked in `training`.
-
-    Of more text it is a sample from everywhere in it; less is read again and again.
-    """
-    # By the low bits of the hashes: it is the smallest hashes that the split took away.
-    low_bits = [one["hash"] & np.uint64(0xFFFFFFFF) for one in facts]
-    everywhere = np.concatenate(training)
-    bits, sizes = np.concatenate(low_bits)[everywhere], np.concatenate([one["bytes"] for one in facts])[everywhere]
-    if not len(bits):
-        return
-    times, limit = divmod(limit, int(sizes.sum()))
-    for _ in range(times):
-        for path, kept in zip(documents, training, strict=True):
-            yield from (document["text"] for document in _of_side(path, np.where(kept, Side.TRAIN, Side.DUPLICATE), Side.TRAIN))
-    if not limit:
-        return
-    order = np.argsort(bits, kind="stable")
-    last = min(int(np.searchsorted(np.cumsum(sizes[order]), limit)), len(order) - 1)
-    for path, own, kept in zip(documents, low_bits, training, strict=True):
-        wanted = np.where(kept & (own <= bits[order[last]]), Side.TRAIN, Side.DUPLICATE)
-        yield from (document["text"] for document in _of_side(path, wanted, Side.TRAIN))
 
 
 def _encode(run: pool.Run, documents: Paths, facts: Facts, sides: Paths, folder: pathlib.Path, key: str, work: pathlib.Path) -> Paths:

@@ -20,12 +20,13 @@ ORDER = (
 
 
 def collect(
-    manifest: dict[str, Any], documents: list[pathlib.Path], refined: Tally | None, wanted: Mapping[str, float] | None = None
-) -> dict[str, Any]:
+    manifest: dict[str, Any], documents: list[pathlib.Path], refined: Tally | None,
+    wanted: Mapping[str, float] | None = None, got: Mapping[str, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Returns the report: all of it JSON.
 
     `documents` are the parts that were split; `refined` has the counts before that, if there was anything to count;
-    `wanted` is the share of the training tokens that a source was to have.
+    `wanted` is the share of what is trained on that a source was to have, `got` what it has; without them it has that of its size.
     """
     found = tally.load(stages.tally_path(path) for path in documents)
     flow = dict(refined.flow) if refined else {"read": found.flow["read"]}
@@ -54,7 +55,8 @@ def collect(
         "copies": {name: manifest[name] for name in ("duplicates", "near_duplicates")},
         "splits": {split: {name: of[name] for name in SPLIT_FIGURES} for split, of in manifest["splits"].items()},
         "mixture": {
-            source: {"tokens": count, "got": count / total, "wanted": wanted.get(source) if wanted else None}
+            source: {"tokens": count, "by_size": (of_all := count / total), "wanted": (wanted or {}).get(source),
+                     "got": (got or {}).get(source, of_all)}
             for source, (count,) in _sum({source: (count,) for source, count in tokens.items()}, rename).items()
         },
         "lengths": {source: list(counts) for source, counts in _sum(found.lengths, rename).items()},

@@ -73,11 +73,11 @@ def _reasons(report: Mapping[str, Any]) -> str:
 
 def _mixture(mixture: Mapping[str, Any]) -> str:
     rows = [
-        (source, f"{of['tokens']:,}", "" if of["wanted"] is None else f"{100 * of['wanted']:.2f} %", f"{100 * of['got']:.2f} %")
+        (source, f"{of['tokens']:,}", *("" if of[name] is None else f"{100 * of[name]:.2f} %" for name in ("by_size", "wanted", "got")))
         for source, of in mixture.items()
     ]
     bars = [(source, of["got"], of["wanted"]) for source, of in mixture.items()]
-    return "<h2>Mixture of the training tokens</h2>\n" + _table(("source", "tokens", "wanted", "got"), rows) + _shares(bars)
+    return "<h2>Mixture of the training tokens</h2>\n" + _table(("source", "tokens", "by size", "wanted", "got"), rows) + _shares(bars)
 
 
 def _shares(bars: Sequence[tuple[str, float, float | None]]) -> str:

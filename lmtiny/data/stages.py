@@ -5,6 +5,7 @@ Each function leaves its part last of all, under its name: what is there is whol
 
 import collections
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -54,6 +55,19 @@ def documents_of(path: pathlib.Path) -> Iterator[Document]:
     with open(path, "rb") as file:
         for line in file:
             yield json.loads(line)
+
+
+def of_side(path: pathlib.Path, sides: np.ndarray, wanted: Side) -> Iterator[Document]:
+    """Yields the documents of a part that are on the `wanted` side."""
+    if (sides == wanted).any():
+        for document, side in zip(documents_of(path), sides, strict=True):
+            if side == wanted:
+                yield document
+
+
+def corpus_hash(facts: list[np.ndarray]) -> str:
+    """Returns the SHA-256 (hex) of the hashes of all documents, in their order."""
+    return hashlib.sha256(np.concatenate([one["hash"] for one in facts]).tobytes()).hexdigest()
 
 
 def screen(documents: pathlib.Path, sides: np.ndarray, index: pathlib.Path, threshold: float, path: pathlib.Path) -> None:

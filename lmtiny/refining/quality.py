@@ -38,7 +38,7 @@ def learn(good: str, bad: str, path: pathlib.Path) -> None:
 
     rows, labels = [], []
     for knob, value, label in (("quality_good", good, 1.0), ("quality_bad", bad, -1.0)):
-        units = files.units(value, "", "text", 16384)
+        units = files.units(value, "", files.Reading("text", 16384))
         texts = [document["text"] for unit in units for document in unit.read()]
         if not texts:
             raise UserError(f"corpus.{knob} = {value!r} has no text")

@@ -62,7 +62,7 @@ def _refined(units: list[Unit], plan: Plan, place: pathlib.Path) -> list[Unit]:
     for rank, unit in enumerate(units):
         path = parts.documents_path(made, rank)
         read = functools.partial(parts.documents_of, path)
-        refined.append(Unit(unit.name, digest(place.name, rank, unit.fingerprint), path.stat().st_size, read, unit.held_out))
+        refined.append(Unit(unit.name, digest(place.name, rank, unit.fingerprint), path.stat().st_size, read, unit.held_out, unit.source))
     if not any(unit.num_bytes for unit in refined if not unit.held_out):
         reasons = tally.load(parts.tallies(place / "documents", place / "kept")).reasons()
         most = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common(3))

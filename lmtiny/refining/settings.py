@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from lmtiny import config as config_module
+from lmtiny import values
 from lmtiny.corpus import files
 from lmtiny.corpus.fingerprint import of_file
 from lmtiny.errors import UserError
@@ -115,7 +116,7 @@ def _changed(config: ml_collections.ConfigDict, source: str, own: Mapping[str, A
     allowed = [field.name for field in dataclasses.fields(Settings)]
     for name, value in own.items():
         if name not in allowed:
-            raise UserError(f"source {source!r} sets {name!r}{config_module.nearest(name, allowed, '; it may set ' + ', '.join(allowed))}")
+            raise UserError(f"source {source!r} sets {name!r}{values.nearest(name, allowed, '; it may set ' + ', '.join(allowed))}")
         config_module.set_knob(changed, f"corpus.{name}", value)
         converted = changed.corpus[name]
         if problem := known[f"corpus.{name}"].check(converted):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmtiny import tokenizer
-from lmtiny.data import Prepared, loader, prepare
+from lmtiny.data import Prepared, loader, mixture, prepare
 from lmtiny.errors import UserError
 
 LETTERS = {"books": "abcdefgh", "wiki": "ijklmnop"}
@@ -59,7 +59,7 @@ def test_batches_have_the_shares_that_the_weights_ask_for(config_of: Any, folder
 def test_a_row_of_every_source_comes_once_before_any_comes_twice(config_of: Any, folders: dict[str, pathlib.Path]) -> None:
     prepared, config = mixed(config_of, "once", sources(folders, books=1.0, wiki=4.0))
     parts = prepared.manifest["splits"]["train"]["mixture"]
-    order = loader.row_order(prepared, loader.Rows(prepared, "train", config.model.context_length), "train", config)
+    order = mixture.order(parts, prepared.num_rows("train"), 1, config)
     first = [order[place] for place in range(prepared.num_rows("train"))]
     for begin, rows in zip((0, parts[0]["rows"]), (one["rows"] for one in parts), strict=True):
         own = [row for row in first if begin <= row < begin + rows]
@@ -114,3 +114,35 @@ def test_a_source_without_text_cannot_have_a_share(config_of: Any, folders: dict
 def test_weights_for_some_are_refused(config_of: Any, folders: dict[str, pathlib.Path]) -> None:
     with pytest.raises(UserError, match="give all of them one, or none"):
         config_of("some", **{"corpus.kind": "sources", "corpus.path": "", "corpus.sources": sources(folders, books=1.0)})
+
+
+def test_the_report_says_what_was_wanted_and_got(config_of: Any, folders: dict[str, pathlib.Path]) -> None:
+    prepared, _ = mixed(config_of, "told", sources(folders, books=3.0, wiki=1.0))
+    told = json.loads((prepared.folder / "report.json").read_text())["mixture"]["books"]
+    assert told["wanted"] == 0.75
+    assert told["got"] == pytest.approx(0.75, abs=1e-3)
+    assert told["by_size"] < 0.3
+
+
+def test_a_source_is_refined_by_its_own_settings(config_of: Any, folders: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("datatrove", reason="pip install 'lmtiny[corpus]'")
+    (tmp_path / "pages").mkdir()
+    for number in range(2):
+        pages = "\n\n".join(f"No full stop on page {page} of {number}" for page in range(40))
+        (tmp_path / "pages" / f"{number}.txt").write_text(pages)
+    listed = list(sources({**folders, "pages": tmp_path / "pages"}))
+    listed[0] |= {"filters": ["c4"]}
+    prepared, _ = mixed(config_of, "refined", tuple(listed))
+    report = json.loads((prepared.folder / "report.json").read_text())
+    assert set(report["dropped"]["c4"]) == {"books"}, "only books asked for it"
+    assert prepared.manifest["sources"]["pages"]["train"][0] > 0
+    others_not = (listed[0], *({**one, "filters": []} for one in listed[1:]))
+    everywhere, _ = mixed(config_of, "all", others_not, **{"corpus.filters": ("c4",)})
+    assert everywhere.digest == prepared.digest
+
+
+def test_a_source_with_a_wrong_setting_is_refused(config_of: Any, folders: dict[str, pathlib.Path]) -> None:
+    listed = list(sources(folders))
+    listed[1] |= {"filters": ["c5"]}
+    with pytest.raises(UserError, match=r"corpus.sources\[1\].filters = \('c5',\) must be some of gopher_quality"):
+        mixed(config_of, "wrong", tuple(listed))
