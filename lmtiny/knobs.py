@@ -122,9 +122,11 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("slurm_time", str, "24:00:00", "", "slurm: the longest a job may take"),
     ),
     "tokenizer": (
-        Knob("kind", str, "bpe", "", "bpe: byte-level byte-pair encoding; char: one token a character; byte: one token a byte", one_of("bpe", "char", "byte")),
-        Knob("path", str, "", "", "folder of a ready tokenizer; empty: learn one from the corpus"),
+        Knob("kind", str, "bpe", "", "bpe: byte-level byte-pair encoding; superword: that, then merges across spaces, for which prompts must not end inside a phrase (docs/tokenizers.md); char: one token a character; byte: one token a byte", one_of("bpe", "superword", "char", "byte")),
+        Knob("path", str, "", "", "a ready tokenizer: lmtiny's folder, a tokenizer.json, a sentencepiece .model, a .tiktoken, or a tiktoken name such as cl100k_base; empty: learn one from the corpus"),
+        Knob("cut", int, 0, "tokens", "of the ready tokenizer (bpe) only the first so many, special tokens included: the one that learning this size would give; 0: all", at_least(0)),
         Knob("vocab_size", int, 4096, "tokens", "vocabulary at most, special tokens included (char and byte take what they need)", at_least(266)),
+        Knob("word_share", float, 0.5, "", "superword: share of vocab_size that is plain BPE, before merges across spaces begin", within(0.05, 1)),
         Knob("sample_bytes", int, 2_000_000_000, "bytes", "learn from at most this much text", at_least(1)),
     ),
     "data": (

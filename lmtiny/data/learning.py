@@ -43,7 +43,9 @@ def tokenizer_for(
             texts = itertools.chain.from_iterable(
                 _sample(documents, facts, own[name], round(share * total)) for name, share in wanted.items()
             )
-            learned = tokenizer.learn(config.tokenizer.kind, texts, config.tokenizer.vocab_size, limit, shown.update)
+            learned = tokenizer.learn(
+                config.tokenizer.kind, texts, config.tokenizer.vocab_size, limit, shown.update, config.tokenizer.word_share
+            )
         learned.save(
             aside,
             {

@@ -37,7 +37,7 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
       UserError: the corpus cannot be used, the folder holds something else, or what it holds is damaged.
     """
     units = corpus.units(config)
-    given = tokenizer.load(config.tokenizer.path) if config.tokenizer.path else None
+    given = _given(config)
     depends_on = _depends_on(config, units, given)
     folder = pathlib.Path(config.data.dir) if config.data.dir else default_folder(config, given, depends_on)
     if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
@@ -62,6 +62,14 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     return shards.read(folder)
 
 
+def _given(config: Config) -> tokenizer.Tokenizer | None:
+    """Returns the ready tokenizer that the config names, cut to the size it says, or None where one is to be learned."""
+    if not config.tokenizer.path:
+        return None
+    given = tokenizer.load(config.tokenizer.path)
+    return given.cut(config.tokenizer.cut) if config.tokenizer.cut else given
+
+
 def row_length(config: Config) -> int:
     """Returns T of the stored rows."""
     return int(config.data.row_length or config.model.context_length)
@@ -75,6 +83,7 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
     knobs += [] if given else ["tokenizer.kind", "tokenizer.vocab_size", "tokenizer.sample_bytes"]
     wanted = mixture.shares(config)
     weights = {"weights of the sources": wanted if not given else sorted(wanted)} if wanted else {}
+    knobs += ["tokenizer.word_share"] if not given and config.tokenizer.kind == "superword" else []
     return {
         "format": shards.FORMAT,
         **weights,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from lmtiny.tokenizer.vocabulary import SPLIT_PATTERN
+from lmtiny.tokenizer.vocabulary import PATTERNS
 
 Encoder = Callable[[str], list[int]]
 
@@ -16,7 +16,9 @@ BLOCK = 32768  # characters
 
 def encoder(kind: str, tokens: Sequence[bytes]) -> Encoder:
     """Returns the function that encodes valid text (no surrogates) with `tokens`, the vocabulary without its special tokens."""
-    return {"bpe": _bpe, "char": _char, "byte": _byte}[kind](tokens)
+    if kind in PATTERNS:
+        return _merged(tokens, PATTERNS[kind])
+    return _char(tokens) if kind == "char" else _byte
 
 
 def blocks(text: str) -> Iterator[str]:
@@ -35,11 +37,11 @@ def blocks(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def _bpe(tokens: Sequence[bytes]) -> Encoder:
+def _merged(tokens: Sequence[bytes], pattern: str) -> Encoder:
     import tiktoken  # here, not above: whoever only wants the names of the special tokens need not wait for it
 
     core = tiktoken.Encoding(
-        "lmtiny", pat_str=SPLIT_PATTERN, mergeable_ranks={token: rank for rank, token in enumerate(tokens)}, special_tokens={}
+        "lmtiny", pat_str=pattern, mergeable_ranks={token: rank for rank, token in enumerate(tokens)}, special_tokens={}
     )
 
     def encode(text: str) -> list[int]:
@@ -68,5 +70,5 @@ def _char(tokens: Sequence[bytes]) -> Encoder:
     return encode
 
 
-def _byte(_: Sequence[bytes]) -> Encoder:
-    return lambda text: list(text.encode())
+def _byte(text: str) -> list[int]:
+    return list(text.encode())

@@ -1,18 +1,19 @@
 """Learns a tokenizer from texts, within memory that grows with the different pieces of text, not with the text.
 
-BPE: the texts are split by SPLIT_PATTERN, equal pieces are counted, and sentencepiece learns merges from the counts
-(Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2).  The same counts give the same merges.
+BPE: the texts are split by SPLIT_PATTERN, equal pieces are counted, and merges are learned from the counts, over bytes as
+in GPT-2.  The same counts give the same merges, and a smaller vocabulary is the start of a larger one.
 """
 
-import io
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from lmtiny.errors import UserError
+from lmtiny.tokenizer.counting import piece_counts
+from lmtiny.tokenizer.merges import learn_merges
+from lmtiny.tokenizer.superwords import Sample, add_superwords
 from lmtiny.tokenizer.text import stretches, to_bytes
 from lmtiny.tokenizer.tokenizer import Tokenizer
-from lmtiny.tokenizer.vocabulary import BYTES, KINDS, MAX_TOKEN_BYTES, SMALLEST, SPLIT_PATTERN
+from lmtiny.tokenizer.vocabulary import BYTES, KINDS, MAX_TOKEN_BYTES, PATTERNS, SMALLEST
 
 # A piece (mostly a word) beyond this teaches nothing about language, and sentencepiece counts positions in 16 bits.
 _MAX_PIECE_BYTES = 4096
@@ -20,17 +21,24 @@ _REPORT_BYTES = 1 << 20
 
 
 def learn(
-    kind: str, texts: Iterable[str | bytes], vocab_size: int, sample_bytes: int, progress: Callable[[int], None] | None = None
+    kind: str,
+    texts: Iterable[str | bytes],
+    vocab_size: int,
+    sample_bytes: int,
+    progress: Callable[[int], None] | None = None,
+    word_share: float = 0.5,
 ) -> Tokenizer:
     """Returns a tokenizer learned from the first `sample_bytes` bytes of `texts`.
 
     Args:
-      kind: "bpe"; "char": a token for each character of the texts; "byte": nothing is learned, nor are the texts read.
+      kind: "bpe"; "superword": BPE, then merges across spaces; "char": a token for each character of the texts; "byte":
+        nothing is learned, nor are the texts read.
       texts: read once.  What is not UTF-8 in them is left out; no token spans two of them.
-      vocab_size: bpe: tokens at most, special tokens included; fewer where the text has no more to merge.
+      vocab_size: bpe, superword: tokens at most, special tokens included; fewer where the text has no more to merge.
         char and byte take what they need.
       sample_bytes: of UTF-8, at most.
       progress: called with the bytes read so far, about once a megabyte and at the end.
+      word_share: superword: share of `vocab_size` that is plain BPE.
 
     Raises:
       UserError: an unknown kind, no room for the 256 bytes and the special tokens, or no text.
@@ -41,10 +49,16 @@ def learn(
         raise TypeError("texts must be several texts, not one")
     if kind == "byte":
         return Tokenizer("byte", BYTES)
-    if kind == "bpe" and vocab_size < SMALLEST:
+    if kind in PATTERNS and vocab_size < SMALLEST:
         raise UserError(f"a BPE vocabulary needs at least {SMALLEST} tokens (256 bytes and the special ones), not {vocab_size}")
     sample = _sample(texts, sample_bytes, progress or (lambda _: None))
-    return _learn_char(sample) if kind == "char" else _learn_bpe(sample, vocab_size)
+    if kind == "char":
+        return _learn_char(sample)
+    if kind == "bpe":
+        return _learn_bpe(sample, vocab_size)
+    kept = Sample()
+    first = _learn_bpe(kept.watch(sample), max(SMALLEST, int(word_share * vocab_size)))
+    return add_superwords(first, kept.texts(), vocab_size)
 
 
 def _sample(texts: Iterable[str | bytes], limit: int, progress: Callable[[int], None]) -> Iterator[str]:
@@ -73,15 +87,8 @@ def _learn_char(sample: Iterable[str]) -> Tokenizer:
 
 
 def _learn_bpe(sample: Iterable[str], vocab_size: int) -> Tokenizer:
-    import regex  # here, not above: slow to import, and only needed by who learns
-
-    split = regex.compile(SPLIT_PATTERN)
-    whole_match = operator.itemgetter(0)
-    counts: Counter[str] = Counter()
-    for text in sample:
-        counts.update(map(whole_match, split.finditer(text)))  # not findall: a list of all pieces of a book is 12 books
-    byte_counts = {content: count for piece, count in counts.items() if len(content := piece.encode()) <= _MAX_PIECE_BYTES}
-    tokenizer = Tokenizer("bpe", (*BYTES, *_merges(byte_counts, vocab_size - SMALLEST)))
+    counts = piece_counts(sample)
+    tokenizer = Tokenizer("bpe", (*BYTES, *_merges(counts, vocab_size - SMALLEST)))
     return _without_idle_merges(tokenizer, counts)
 
 
@@ -92,47 +99,20 @@ def _printable() -> dict[int, str]:
     return {**{value: chr(value) for value in shown}, **{value: chr(256 + index) for index, value in enumerate(hidden)}}
 
 
-def _merges(counts: dict[bytes, int], num_merges: int) -> list[bytes]:
+def _merges(counts: Counter[str], num_merges: int) -> list[bytes]:
     """Returns at most `num_merges` merged tokens, in the order they were learned, from piece -> count."""
-    if not num_merges or all(len(piece) == 1 for piece in counts):
+    # In sorted order, so that how the text was cut into documents cannot matter.
+    pieces = sorted(piece for piece in counts if len(piece.encode()) <= _MAX_PIECE_BYTES)
+    if not num_merges or all(len(piece.encode()) == 1 for piece in pieces):
         return []
-    import sentencepiece
-
-    to_printable = _printable()
-    to_byte = {char: value for value, char in to_printable.items()}
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        # In sorted order, so that how the text was cut into documents cannot matter.
-        sentence_iterator=(f"{piece.decode('latin-1').translate(to_printable)}\t{count}" for piece, count in sorted(counts.items())),
-        model_writer=model,
-        model_type="bpe",
-        input_format="tsv",
-        vocab_size=num_merges + len(BYTES) + 1,  # the one is <unk>, which cannot be left out; bytes need none
-        hard_vocab_limit=False,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        split_by_unicode_script=False,
-        split_by_number=False,
-        split_by_whitespace=False,
-        split_digits=False,
-        allow_whitespace_only_pieces=True,
-        max_sentence_length=2 * _MAX_PIECE_BYTES,  # a printable character has up to two bytes
-        max_sentencepiece_length=MAX_TOKEN_BYTES,
-        unk_id=0,
-        unk_piece="\u2047",  # not among the printable characters, so no piece of text can be equal to it
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    learned = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    pieces = sorted(range(1, learned.vocab_size()), key=lambda index: -learned.get_score(index))
-    merged = [learned.id_to_piece(index) for index in pieces]
+    printable = _printable()
+    merged = learn_merges(
+        ((piece.encode().decode("latin-1").translate(printable), counts[piece]) for piece in pieces),
+        num_merges, len(BYTES), MAX_TOKEN_BYTES, 2 * _MAX_PIECE_BYTES,  # a printable character has up to two bytes
+    )  # fmt: skip
+    to_byte = {char: value for value, char in printable.items()}
     # It may give more merges than asked, as the bytes that no piece has do not take the places set aside for them.
-    return [bytes(to_byte[char] for char in piece) for piece in merged if len(piece) > 1][:num_merges]
+    return [bytes(to_byte[char] for char in piece) for piece in merged][:num_merges]
 
 
 def _without_idle_merges(tokenizer: Tokenizer, pieces: Iterable[str]) -> Tokenizer:

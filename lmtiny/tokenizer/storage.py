@@ -17,7 +17,7 @@ from typing import Any
 from lmtiny.errors import UserError
 from lmtiny.files import write_aside
 from lmtiny.tokenizer.encoders import BLOCK
-from lmtiny.tokenizer.vocabulary import KINDS, SMALLEST, SPECIAL_TOKENS, SPLIT_PATTERN, problem_with
+from lmtiny.tokenizer.vocabulary import KINDS, PATTERNS, SMALLEST, SPECIAL_TOKENS, problem_with
 
 FORMAT = 1
 DESCRIPTION_FILE = "lmtiny_tokenizer.json"
@@ -96,8 +96,8 @@ def _content(kind: str, tokens: Sequence[bytes]) -> dict[str, Any]:
         "format": FORMAT,
         "kind": kind,
         "vocab_size": len(tokens) + len(SPECIAL_TOKENS),
-        "pattern": SPLIT_PATTERN if kind == "bpe" else "",
-        "block": BLOCK if kind == "bpe" else 0,
+        "pattern": PATTERNS.get(kind, ""),
+        "block": BLOCK if kind in PATTERNS else 0,
         "special": {name: len(tokens) + index for index, name in enumerate(SPECIAL_TOKENS)},
         "tokens_sha256": hashlib.sha256(_token_lines(tokens)).hexdigest(),
     }

@@ -162,7 +162,7 @@ def test_what_is_not_utf8_or_is_no_word_is_left_out_of_the_sample() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("wordpiece", ["x"], 300, 10), "'wordpiece' is not one of bpe, char, byte"),
+        (("wordpiece", ["x"], 300, 10), "'wordpiece' is not one of bpe, superword, char, byte"),
         (("bpe", ["x"], 264, 10), "at least 265 tokens"),
         (("bpe", ["", ""], 300, 10), "no text"),
         (("char", [], 300, 10), "no text"),

@@ -1,0 +1,51 @@
+"""Text -> how often each piece of the split occurs in it, within memory that does not grow with the text."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from lmtiny.tokenizer.vocabulary import SPLIT_PATTERN
+
+MAX_PIECES = 2_000_000  # different ones at a time; a few billion bytes of English have about as many
+
+# SPLIT_PATTERN for text that is ASCII: Python's own engine runs it in half the time.
+_SPACE = r"\t-\r "
+ASCII_SPLIT = (
+    rf"'(?i:[sdmt]|ll|ve|re)|[^\r\nA-Za-z0-9]?+[A-Za-z]+|[0-9]{{1,2}}| ?[^{_SPACE}A-Za-z0-9]++[\r\n]*"
+    rf"|[{_SPACE}]*[\r\n]|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
+)
+_BLOCK = 1 << 14  # characters
+_BEHIND_A_LETTER = re.compile("[A-Za-z](?=[ \n])")
+
+
+def piece_counts(texts: Iterable[str]) -> Counter[str]:
+    """Returns how often each piece of SPLIT_PATTERN occurs; above MAX_PIECES different ones, the rarest so far are forgotten."""
+    import regex  # here, not above: slow to import, and only needed by who learns
+
+    any_text, ascii_text = regex.compile(SPLIT_PATTERN).findall, re.compile(ASCII_SPLIT, re.ASCII).findall
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for block in split_blocks(text):
+            counts.update((ascii_text if block.isascii() else any_text)(block))
+            if len(counts) > MAX_PIECES:
+                counts = commonest(counts, MAX_PIECES // 2)
+    return counts
+
+
+def split_blocks(text: str) -> Iterator[str]:
+    """Yields `text` in blocks of about 16,384 characters, cut only where SPLIT_PATTERN cuts too, whatever stands around: behind a word."""
+    start = 0
+    while len(text) - start > _BLOCK and (found := _BEHIND_A_LETTER.search(text, start + _BLOCK)):
+        yield text[start : found.end()]
+        start = found.end()
+    yield text[start:]
+
+
+def commonest(counts: Counter[str], most: int) -> Counter[str]:
+    """Returns `counts` without the pieces of the lowest counts, so many of those that at most `most` are left."""
+    pieces_of_count = Counter(counts.values())
+    left, floor = len(counts), 0
+    while left > most:
+        floor += 1
+        left -= pieces_of_count[floor]
+    return Counter({piece: count for piece, count in counts.items() if count > floor})

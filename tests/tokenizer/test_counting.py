@@ -1,0 +1,46 @@
+"""Counting pieces: the same as the split of the whole text, in blocks and by Python's own engine, and bounded."""
+
+import random
+from collections import Counter
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtiny.tokenizer import SPLIT_PATTERN, counting, learn
+
+ascii_text = st.text(st.characters(max_codepoint=0x7F)) | st.text("aZ'slv 09.,\n\r\t\x0b\x0c\x1c\x1f")
+
+
+@given(text=ascii_text | st.text("aé '\n\r s0.가"))
+@settings(max_examples=300, deadline=None, database=None)
+def test_pieces_are_those_of_the_split(text: str) -> None:
+    expected = Counter(regex.findall(SPLIT_PATTERN, text))
+    assert counting.piece_counts([text]) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_BLOCK", 3)
+        assert "".join(counting.split_blocks(text)) == text
+        assert counting.piece_counts([text]) == expected
+
+
+def test_a_long_text_is_cut_into_many_blocks(corpus: list[str]) -> None:
+    blocks = list(counting.split_blocks(corpus[1]))
+    assert "".join(blocks) == corpus[1] and len(blocks) > 1 and max(map(len, blocks)) < 2 * 16_384
+
+
+def test_of_too_many_pieces_the_rarest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(0)
+    rare = ["".join(rng.choices("abcdefghij", k=8)) for _ in range(5000)]
+    text = " ".join(f"{word} the theatre" for word in rare)
+    monkeypatch.setattr(counting, "MAX_PIECES", 1000)
+    counts = counting.piece_counts([text[start : start + 1000] for start in range(0, len(text), 1000)])
+    assert len(counts) <= 1000 and counts[" theatre"] > 4500
+    assert {b" the", b" theatre"} <= set(learn("bpe", [text], 300, 10**9).tokens)
+
+
+def test_the_commonest_stay() -> None:
+    counts = Counter({"a": 5, "b": 1, "c": 1, "d": 2})
+    assert counting.commonest(counts, 4) == counts
+    assert counting.commonest(counts, 3) == counting.commonest(counts, 2) == {"a": 5, "d": 2}
+    assert counting.commonest(counts, 0) == {}
