@@ -54,7 +54,7 @@ setup(
         "hub": HUB,
         "corpus": CORPUS,
         "ray": ["ray>=2.50,<3"],
-        "peers": ["torch>=2.9", "transformers>=5,<6"],  # what tests compare numerics with
+        "peers": ["torch>=2.9", "transformers>=5,<6", "tokenizers>=0.22"],  # what tests compare numerics and ids with
         "tfds": TFDS,
         "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],
         "cuda12": [JAX.replace("jax", "jax[cuda12]", 1)],

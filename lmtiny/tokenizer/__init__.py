@@ -1,8 +1,9 @@
 """Text <-> ids: byte-level BPE, characters or bytes, behind one class; learned here, saved as plain text."""
 
+from lmtiny.tokenizer.export import tokenizer_json
 from lmtiny.tokenizer.learning import learn
 from lmtiny.tokenizer.streaming import StreamDecoder
 from lmtiny.tokenizer.tokenizer import Tokenizer, load
 from lmtiny.tokenizer.vocabulary import KINDS, SPECIAL_TOKENS, SPLIT_PATTERN
 
-__all__ = ["KINDS", "SPECIAL_TOKENS", "SPLIT_PATTERN", "StreamDecoder", "Tokenizer", "learn", "load"]
+__all__ = ["KINDS", "SPECIAL_TOKENS", "SPLIT_PATTERN", "StreamDecoder", "Tokenizer", "learn", "load", "tokenizer_json"]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from lmtiny.errors import UserError
+from lmtiny.tokenizer.byte_merges import printable_bytes
 from lmtiny.tokenizer.counting import piece_counts
 from lmtiny.tokenizer.merges import learn_merges
 from lmtiny.tokenizer.superwords import Sample, add_superwords
@@ -92,20 +93,13 @@ def _learn_bpe(sample: Iterable[str], vocab_size: int) -> Tokenizer:
     return _without_idle_merges(tokenizer, counts)
 
 
-def _printable() -> dict[int, str]:
-    """Returns GPT-2's printable character for each byte: itself where Latin-1 shows it, else the next from U+0100 on."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [value for value in range(256) if value not in shown]
-    return {**{value: chr(value) for value in shown}, **{value: chr(256 + index) for index, value in enumerate(hidden)}}
-
-
 def _merges(counts: Counter[str], num_merges: int) -> list[bytes]:
     """Returns at most `num_merges` merged tokens, in the order they were learned, from piece -> count."""
     # In sorted order, so that how the text was cut into documents cannot matter.
     pieces = sorted(piece for piece in counts if len(piece.encode()) <= _MAX_PIECE_BYTES)
     if not num_merges or all(len(piece.encode()) == 1 for piece in pieces):
         return []
-    printable = _printable()
+    printable = printable_bytes()
     merged = learn_merges(
         ((piece.encode().decode("latin-1").translate(printable), counts[piece]) for piece in pieces),
         num_merges, len(BYTES), MAX_TOKEN_BYTES, 2 * _MAX_PIECE_BYTES,  # a printable character has up to two bytes

@@ -16,7 +16,9 @@ from typing import Any
 
 from lmtiny.errors import UserError
 from lmtiny.files import write_aside
+from lmtiny.tokenizer import foreign as foreign_lib
 from lmtiny.tokenizer.encoders import BLOCK
+from lmtiny.tokenizer.foreign import Foreign
 from lmtiny.tokenizer.vocabulary import KINDS, PATTERNS, SMALLEST, SPECIAL_TOKENS, problem_with
 
 FORMAT = 1
@@ -39,7 +41,10 @@ def write(folder: str | os.PathLike[str], kind: str, tokens: Sequence[bytes], pr
     """
     # The tokens go first: were the second rename never to happen, the old description would refuse the new tokens.
     description = _sealed({**_content(kind, tokens), "provenance": provenance})
-    files = {TOKENS_FILE: _token_lines(tokens), DESCRIPTION_FILE: description}
+    _write(folder, {TOKENS_FILE: _token_lines(tokens), DESCRIPTION_FILE: description})
+
+
+def _write(folder: str | os.PathLike[str], files: dict[str, bytes]) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
         for name, content in files.items():
@@ -48,8 +53,19 @@ def write(folder: str | os.PathLike[str], kind: str, tokens: Sequence[bytes], pr
         raise UserError(f"cannot write the tokenizer to {folder}: {error.strerror}") from error
 
 
-def read(folder: str | os.PathLike[str]) -> tuple[str, list[bytes], dict[str, Any]]:
-    """Returns (kind, tokens without the special ones, provenance) of the tokenizer in `folder`.
+def foreign_hash(foreign: Foreign) -> str:
+    """Returns the SHA-256 (hex) of all that decides which ids a text becomes with a foreign tokenizer."""
+    return _foreign_content(foreign)["hash"]
+
+
+def write_foreign(folder: str | os.PathLike[str], foreign: Foreign, provenance: dict[str, Any]) -> None:
+    """Writes a foreign tokenizer into `folder`, its own file as it was, as `write` does."""
+    description = _sealed({**_foreign_content(foreign), "provenance": provenance})
+    _write(folder, {foreign_lib.FILES[foreign.kind]: foreign.source, DESCRIPTION_FILE: description})
+
+
+def read(folder: str | os.PathLike[str]) -> tuple[str, Sequence[bytes], dict[str, Any], Foreign | None]:
+    """Returns (kind, tokens without the special ones, provenance, the foreign tokenizer it is, if so) of the tokenizer in `folder`.
 
     Raises:
       UserError: it is not there, is of another format, was altered, or is no tokenizer.
@@ -59,6 +75,8 @@ def read(folder: str | os.PathLike[str]) -> tuple[str, list[bytes], dict[str, An
     path = pathlib.Path(folder, DESCRIPTION_FILE)
     raw = _file_bytes(path)
     description = _checked_description(raw, path)
+    if isinstance(description.get("kind"), str) and description["kind"] in foreign_lib.FILES:
+        return _read_foreign(description, raw, path)
     tokens_path = pathlib.Path(folder, TOKENS_FILE)
     token_lines = _file_bytes(tokens_path)
     if hashlib.sha256(token_lines).hexdigest() != description.get("tokens_sha256"):
@@ -71,7 +89,19 @@ def read(folder: str | os.PathLike[str]) -> tuple[str, list[bytes], dict[str, An
         raise UserError(f"{tokens_path} is no {kind} vocabulary: {problem}")
     if not isinstance(provenance, dict) or _sealed({**_content(kind, tokens), "provenance": provenance}) != raw:
         raise UserError(f"{path} does not describe the tokens beside it, or was made with another split or other special tokens")
-    return kind, tokens, provenance
+    return kind, tokens, provenance, None
+
+
+def _read_foreign(description: dict[str, Any], raw: bytes, path: pathlib.Path) -> tuple[str, Sequence[bytes], dict[str, Any], Foreign]:
+    kind, provenance = description["kind"], description.get("provenance")
+    source_path = path.with_name(foreign_lib.FILES[kind])
+    source = _file_bytes(source_path)
+    if hashlib.sha256(source).hexdigest() != description.get("source_sha256"):
+        raise UserError(f"{source_path} was altered or damaged: its hash is not the one in {DESCRIPTION_FILE}")
+    foreign = foreign_lib.parsed(kind, source, str(source_path))
+    if not isinstance(provenance, dict) or _sealed({**_foreign_content(foreign), "provenance": provenance}) != raw:
+        raise UserError(f"{path} does not describe the tokenizer beside it, or was made with other special tokens")
+    return kind, foreign.tokens, provenance, foreign
 
 
 def _checked_description(raw: bytes, path: pathlib.Path) -> dict[str, Any]:
@@ -100,6 +130,17 @@ def _content(kind: str, tokens: Sequence[bytes]) -> dict[str, Any]:
         "block": BLOCK if kind in PATTERNS else 0,
         "special": {name: len(tokens) + index for index, name in enumerate(SPECIAL_TOKENS)},
         "tokens_sha256": hashlib.sha256(_token_lines(tokens)).hexdigest(),
+    }
+    return {**decides, "hash": hashlib.sha256(_json(decides)).hexdigest()}
+
+
+def _foreign_content(foreign: Foreign) -> dict[str, Any]:
+    decides = {
+        "format": FORMAT,
+        "kind": foreign.kind,
+        "vocab_size": len(foreign.tokens) + len(SPECIAL_TOKENS),
+        "special": {name: len(foreign.tokens) + index for index, name in enumerate(SPECIAL_TOKENS)},
+        "source_sha256": hashlib.sha256(foreign.source).hexdigest(),
     }
     return {**decides, "hash": hashlib.sha256(_json(decides)).hexdigest()}
 
@@ -135,7 +176,7 @@ def _parsed_lines(lines: bytes, path: pathlib.Path) -> list[bytes]:
 
 
 def _file_bytes(path: pathlib.Path) -> bytes:
-    limit = _MAX_BYTES[path.name]
+    limit = _MAX_BYTES.get(path.name, foreign_lib.MAX_FILE_BYTES)
     try:
         if not path.is_file():
             raise UserError(f"no tokenizer in {str(path.parent)!r}: {path.name} is missing")

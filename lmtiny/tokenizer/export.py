@@ -1,0 +1,46 @@
+"""Our tokenizers as `tokenizer.json`, the file of Hugging Face's `tokenizers`, written without that library."""
+
+import json
+
+from lmtiny.errors import UserError
+from lmtiny.tokenizer.byte_merges import last_pair, printable_bytes
+from lmtiny.tokenizer.tokenizer import Tokenizer
+from lmtiny.tokenizer.vocabulary import PATTERNS
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> str:
+    """Returns the tokenizer.json of a BPE or superword tokenizer; `tokenizers` gives the same ids with it.
+
+    But by its default it takes "<|bos|>" in a text for that token (`encode_special_tokens = True` there: for text), and it
+    does not cut white space of more than 32,768 characters.
+
+    Raises:
+      UserError: the kind is another one.
+    """
+    if tokenizer.kind not in PATTERNS:
+        raise UserError(f"a {tokenizer.kind} tokenizer cannot be written as tokenizer.json: its ids are no merges")
+    printable = printable_bytes()
+    shown = ["".join(map(printable.__getitem__, token)) for token in tokenizer.tokens[: tokenizer.bos_id]]
+    ranks = {token: rank for rank, token in enumerate(tokenizer.tokens[: tokenizer.bos_id])}
+    merges = [pair for token in tokenizer.tokens[256 : tokenizer.bos_id] if (pair := last_pair(token, ranks))]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": PATTERNS[tokenizer.kind]}, "behavior": "Isolated", "invert": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token, "content": name, **flags} for name, token in tokenizer.special.items()],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+            "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": True,  # a piece that is a token is that token, as in tiktoken
+            "vocab": {word: rank for rank, word in enumerate(shown)},
+            "merges": [[shown[ranks[left]], shown[ranks[right]]] for left, right in merges],
+        },
+    }  # fmt: skip
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
