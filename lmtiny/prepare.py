@@ -2,35 +2,67 @@
 
     python -m lmtiny.prepare --config configs/tiny.py
     python -m lmtiny.prepare --config configs/tiny.py --config.corpus.kind=files --config.corpus.path=my_texts/
+    python -m lmtiny.prepare --config configs/tiny.py --config.tokenizer.path=tokenizer_data/builtin_16384 --compare
 
 What is finished is not done again; what was killed goes on where it stopped. `python -m lmtiny.train` does all this by
-itself where it is missing.
+itself where it is missing. With --compare or --export and a ready tokenizer, only that is looked at.
+
+With --config.tokenizer.kind=superword, tokens reach across spaces: shorter rows, but a prompt that ends inside a phrase is
+encoded otherwise than in running text (docs/tokenizers.md).
 """
 
 import argparse
+import pathlib
 import shlex
 
 from lmtiny import command_line, console
-from lmtiny.data import REPORT, prepare, verify
+from lmtiny.data import REPORT, prepare, ready_tokenizer, verify
+from lmtiny.errors import UserError
+from lmtiny.files import write_aside
+from lmtiny.tokenizer import tokenizer_json, warning_about
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rebuild", action="store_true", help="prepare anew, replacing what the folder holds")
     parser.add_argument("--verify", action="store_true", help="also compare every byte of the shards with the manifest's hashes")
+    what = "count the tokens of sample texts beside other tokenizers; tables and a plot go into FOLDER (default: %(const)s)"
+    parser.add_argument("--compare", metavar="FOLDER", type=pathlib.Path, nargs="?", const="compare", help=what)
+    parser.add_argument("--compare-with", metavar="NAME", nargs="+", default=["r50k_base", "cl100k_base", "o200k_base"],
+                        help="tiktoken names, or files as for tokenizer.path (default: those of GPT-2, GPT-4 and GPT-4o)")  # fmt: skip
+    parser.add_argument("--ranks", metavar="FOLDER", type=pathlib.Path, help="where NAME.tiktoken lie (default: tiktoken fetches them)")
+    parser.add_argument("--samples", metavar="FOLDER", type=pathlib.Path, help="texts to compare on, KIND.txt (default: eight of our own)")
+    parser.add_argument("--export", metavar="FILE", type=pathlib.Path, help="write the tokenizer as Hugging Face's tokenizer.json")
 
 
 def main() -> None:
     config, args = command_line.parse(__doc__ or "", flags)
-    prepared = prepare(config, rebuild=args.rebuild)
-    if args.verify:
-        verify(prepared)
-    train, validation = (prepared.manifest["splits"][split] for split in ("train", "validation"))
-    console.say(
-        f"{prepared.folder}: {console.human(train['tokens'], 'tokens')} to train on, {console.human(validation['tokens'], 'tokens')}"
-        f" to validate with, vocabulary {prepared.tokenizer.vocab_size:,}" + (", verified" if args.verify else "")
-    )
-    if (report := prepared.folder / REPORT).exists():
-        console.say(f"report: {report}")
+    tokenizer = ready_tokenizer(config) if args.compare or args.export else None
+    if tokenizer is None or args.rebuild or args.verify:
+        prepared = prepare(config, rebuild=args.rebuild)
+        if args.verify:
+            verify(prepared)
+        train, validation = (prepared.manifest["splits"][split] for split in ("train", "validation"))
+        console.say(
+            f"{prepared.folder}: {console.human(train['tokens'], 'tokens')} to train on, {console.human(validation['tokens'], 'tokens')}"
+            f" to validate with, vocabulary {prepared.tokenizer.vocab_size:,}" + (", verified" if args.verify else "")
+        )
+        if (report := prepared.folder / REPORT).exists():
+            console.say(f"report: {report}")
+        tokenizer = prepared.tokenizer
+    if warning := warning_about(tokenizer):
+        console.say(f"note: {warning}")
+    if args.export:
+        try:
+            write_aside(args.export, tokenizer_json(tokenizer))
+        except OSError as error:
+            raise UserError(f"--export {args.export} cannot be written: {error.strerror}") from error
+        console.say(f"{args.export}: {tokenizer} as tokenizer.json")
+    if args.compare:
+        from lmtiny.tokenizer import compare
+
+        found = compare.compare(tokenizer, compare.peers(args.compare_with, args.ranks), compare.samples(args.samples or compare.SAMPLES))
+        title = f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:12]}"
+        console.say(f"{compare.as_text(found)}\n\n" + " ".join(map(str, compare.save(found, args.compare, title))))
     overrides = (f"--config.{name}={shlex.quote(value)}" for name, value in args.overrides.items())
     console.say("next: " + " ".join(["python -m lmtiny.train --config", shlex.quote(args.config), *overrides]))
 

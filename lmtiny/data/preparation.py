@@ -37,7 +37,7 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
       UserError: the corpus cannot be used, the folder holds something else, or what it holds is damaged.
     """
     units = corpus.units(config)
-    given = _given(config)
+    given = ready_tokenizer(config)
     depends_on = _depends_on(config, units, given)
     folder = pathlib.Path(config.data.dir) if config.data.dir else default_folder(config, given, depends_on)
     if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
@@ -62,8 +62,12 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     return shards.read(folder)
 
 
-def _given(config: Config) -> tokenizer.Tokenizer | None:
-    """Returns the ready tokenizer that the config names, cut to the size it says, or None where one is to be learned."""
+def ready_tokenizer(config: Config) -> tokenizer.Tokenizer | None:
+    """Returns the ready tokenizer that the config names, cut to the size it says, or None where one is to be learned.
+
+    Raises:
+      UserError: it cannot be read, or not be cut so.
+    """
     if not config.tokenizer.path:
         return None
     given = tokenizer.load(config.tokenizer.path)

@@ -5,7 +5,7 @@ single spaces between them, or a comma and a space, and the endings of contracti
 merge of the first stage reach over the end of a word, so encoding is still plain BPE by rank, over SUPERWORD_PATTERN.
 
 A prompt that ends where a superword would go on is encoded otherwise than the same words in the middle of a text: a
-model that has always seen " one of the" as one token has hardly seen " one of" before " the". See `warning`.
+model that has always seen " one of the" as one token has hardly seen " one of" before " the". See `warning_about`.
 """
 
 import hashlib
@@ -29,11 +29,13 @@ _FIRST_CHARACTER = 0x10000  # stands for id 0; beyond the surrogates and all tha
 _SEPARATOR = ord("\n")  # a byte's id is its value, and no run contains it
 
 
-def warning(vocab_size: int) -> str:
-    """Returns what a person should know who makes or uses a tokenizer with superwords."""
+def warning_about(tokenizer: Tokenizer) -> str:
+    """Returns what a person should know who makes or uses this tokenizer, or ""."""
+    if tokenizer.kind != "superword":
+        return ""
     return (
-        f"tokens of this vocabulary of {vocab_size:,} reach across spaces: a prompt that ends in the middle of a phrase (\"one of\")"
-        " is encoded otherwise than in running text, and a model may go on badly; end prompts at a full stop, a line's end or a chat turn"
+        'tokens of this tokenizer reach across spaces, so a prompt that ends inside a phrase ("one of") is encoded otherwise than in'
+        " running text, and a model may go on badly; end it with a full stop, a line's end or a chat turn (docs/tokenizers.md)"
     )
 
 
