@@ -23,7 +23,7 @@ import tiktoken
 
 from lmtiny.corpus import builtin
 from lmtiny.corpus.documents import sections
-from lmtiny.tokenizer import compare, learn
+from lmtiny.tokenizer import compare, learn, load
 from lmtiny.tokenizer.vocabulary import PATTERNS
 
 SIZES = (16384, 24576, 32768, 65536)
@@ -82,8 +82,8 @@ def encoding(args):
         file.read_text(errors="replace") for file in sorted((args.data / "books").glob("*.txt"))
     ]  # fmt: skip
     num_bytes = sum(len(text.encode()) for text in texts)
-    for kind in args.kinds:
-        ours = learn(kind, texts[:: max(1, len(texts) // 100)], args.vocab, 10**9)
+    for ours in map(load, args.ready) if args.ready else (learn(kind, texts, args.vocab, 10**10) for kind in PATTERNS):
+        kind = ours.kind
         ranks = {token: rank for rank, token in enumerate(ours.tokens[: ours.bos_id])}
         theirs = tiktoken.Encoding("same", pat_str=PATTERNS[kind], mergeable_ranks=ranks, special_tokens={})
         times = collections.defaultdict(list)
@@ -132,7 +132,7 @@ def main():
     parser.add_argument("--gigabytes", type=float, default=1.0, help="learning: of text")
     parser.add_argument("--kind", default="bpe", choices=tuple(PATTERNS), help="learning: what is learned")
     parser.add_argument("--vocab", type=int, default=65536, help="learning, encoding: tokens")
-    parser.add_argument("--kinds", nargs="+", default=list(PATTERNS), help="encoding: of which")
+    parser.add_argument("--ready", metavar="FOLDER", nargs="+", help="encoding: with these saved tokenizers, rather than learn some")
     parser.add_argument("--repeats", type=int, default=3, help="encoding: turns")
     parser.add_argument("--small-documents", action="store_true", help="encoding: sections of 64 KiB rather than whole books")
     parser.add_argument("--weight", metavar="SOURCE=N", nargs="*", default=[], help="targets: a source is learned from N times")

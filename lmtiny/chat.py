@@ -33,7 +33,7 @@ def main() -> int:
     from lmtiny.parallel.mesh import use_compile_cache
     from lmtiny.sampling.generate import Decoder
     from lmtiny.sampling.load import load_model
-    from lmtiny.tokenizer import StreamDecoder
+    from lmtiny.tokenizer import StreamDecoder, warning_about
 
     host.leave_out_missing_tpu()
     use_compile_cache()
@@ -41,6 +41,8 @@ def main() -> int:
     decoder, bos = Decoder(model.config), model.tokenizer.bos_id
     if args.prompt is None:
         console.say(f"{model.path}: step {model.step}. Type a text for the model to go on with; an empty line ends.")
+    if warning := warning_about(model.tokenizer):
+        console.warn(warning)
     turn = 0
     if args.prompt == "":
         raise UserError("--prompt is empty: give a text to go on with")

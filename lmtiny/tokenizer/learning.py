@@ -59,7 +59,7 @@ def learn(
         return _learn_bpe(sample, vocab_size)
     kept = Sample()
     first = _learn_bpe(kept.watch(sample), max(SMALLEST, int(word_share * vocab_size)))
-    return add_superwords(first, kept.texts(), vocab_size)
+    return add_superwords(first, kept, vocab_size)
 
 
 def _sample(texts: Iterable[str | bytes], limit: int, progress: Callable[[int], None]) -> Iterator[str]:

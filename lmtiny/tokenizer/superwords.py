@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from lmtiny import console
 from lmtiny.tokenizer.counting import commonest
 from lmtiny.tokenizer.merges import learn_merges
 from lmtiny.tokenizer.tokenizer import Tokenizer
@@ -71,11 +72,11 @@ class Sample:
             yield self.kept.pop()[1]
 
 
-def add_superwords(first: Tokenizer, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Returns `first` (BPE) with merges across spaces learned from `texts`, up to `vocab_size` tokens, special ones included."""
+def add_superwords(first: Tokenizer, sample: Sample, vocab_size: int) -> Tokenizer:
+    """Returns `first` (BPE) with merges across spaces learned from `sample`, up to `vocab_size` tokens, special ones included."""
     words = first.tokens[: first.bos_id]
     num_merges = vocab_size - first.vocab_size
-    counts = _counted(first, texts, num_merges)
+    counts = _counted(_encoded(first, sample), num_merges)
     alphabet = {symbol for piece in counts for symbol in piece}
     learned: dict[bytes, None] = {}  # in order
     if alphabet and num_merges:
@@ -88,9 +89,20 @@ def add_superwords(first: Tokenizer, texts: Iterable[str], vocab_size: int) -> T
     return Tokenizer("superword", (*words, *list(learned)[:num_merges]))
 
 
-def _counted(first: Tokenizer, texts: Iterable[str], num_merges: int) -> Counter[str]:
+def _encoded(first: Tokenizer, sample: Sample) -> list[np.ndarray]:
+    """Returns the ids of the runs in each text of `sample`, which is used up."""
+    found, done = [], 0
+    with console.progress("joining words", sample.size, "bytes") as shown:
+        for text in sample.texts():
+            ids = _runs(first, text)
+            found += [ids] if len(ids) > 1 else []
+            done += len(text.encode())
+            shown.update(done)
+    return found
+
+
+def _counted(encoded: list[np.ndarray], num_merges: int) -> Counter[str]:
     """Returns how often each piece occurs: first-stage tokens in a row, a character each, cut where two are rarely neighbours."""
-    encoded = [ids for text in texts if len(ids := _runs(first, text)) > 1]
     pairs = np.zeros(_BUCKETS, np.int32)
     for ids in encoded:
         buckets, occurrences = np.unique(_bucket(ids)[_inside(ids)], return_counts=True)

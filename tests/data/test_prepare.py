@@ -75,7 +75,7 @@ def test_the_tokenizer_sees_training_text_only(config_of, tmp_path) -> None:
 def test_a_sample_is_of_the_size_asked_for_and_from_everywhere(config_of, monkeypatch) -> None:
     seen, learn = {}, tokenizer.learn
 
-    def watched(kind, texts, vocab_size, limit, progress):
+    def watched(kind, texts, vocab_size, limit, progress, _):
         seen[limit] = list(texts)
         return learn(kind, seen[limit], vocab_size, limit, progress)
 
@@ -86,6 +86,24 @@ def test_a_sample_is_of_the_size_asked_for_and_from_everywhere(config_of, monkey
     assert 20_000 <= sizes[20_000] < 23_000 and len(seen[1]) == 1
     places = [seen[10**9].index(text) for text in seen[20_000]]
     assert max(places) - min(places) > 20  # of 45
+
+
+def test_a_ready_tokenizer_is_cut_and_superwords_and_foreign_ones_prepare_too(config_of) -> None:
+    learned = prepare(config_of("learned"))
+    ready = str(learned.folder / "tokenizer")
+    cut = prepare(config_of("cut", **{"tokenizer.path": ready, "tokenizer.cut": 280}))
+    assert cut.tokenizer.hash == prepare(config_of("small", **{"tokenizer.vocab_size": 280})).tokenizer.hash != learned.tokenizer.hash
+    with pytest.raises(UserError, match="was prepared from something else"):
+        prepare(config_of("cut", **{"tokenizer.path": ready, "tokenizer.cut": 281}))
+    with pytest.raises(UserError, match=r"tokenizer\.cut = 280 cuts a ready tokenizer"):
+        config_of("none", **{"tokenizer.cut": 280})
+    joined = prepare(config_of("joined", **{"tokenizer.kind": "superword", "tokenizer.vocab_size": 600}))
+    assert joined.tokenizer.kind == "superword" and any(token.count(b" ") > 1 for token in joined.tokenizer.tokens)
+    path = joined.folder.parent / "theirs.json"
+    path.write_text(tokenizer.tokenizer_json(joined.tokenizer))
+    theirs = prepare(config_of("theirs", **{"tokenizer.path": str(path)}))
+    verify(theirs)
+    assert theirs.tokenizer.kind == "huggingface" and chunks_in(theirs, "train") == chunks_in(joined, "train")
 
 
 def test_a_finished_one_is_recognised_at_once(config_of, hashes, monkeypatch) -> None:

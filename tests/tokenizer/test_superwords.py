@@ -90,3 +90,8 @@ def test_the_same_text_gives_the_same_tokenizer_in_any_order() -> None:
     lines = phrases(500).split(". ")
     assert learn("superword", lines, 380, 10**9).hash == learn("superword", lines[::-1], 380, 10**9).hash
     assert learn("superword", ["x y"], 380, 10**9).vocab_size <= 268, "nothing to join"
+
+
+def test_whoever_uses_one_is_told_about_prompts(learned: Tokenizer, bpe: Tokenizer) -> None:
+    assert "prompt that ends inside a phrase" in superwords.warning_about(learned)
+    assert superwords.warning_about(bpe) == ""
