@@ -55,13 +55,13 @@ def varied(texts, total, spent):
     rng, done = random.Random(0), 0
     while done < total:
         for text in texts:
-            start = time.perf_counter()
+            start = time.process_time()
             words = text.split(" ")
             for _ in range(len(words) // 50):
                 words[rng.randrange(len(words))] += "".join(rng.choices(string.ascii_lowercase, k=3))
             made = " ".join(words)
             done += len(made.encode())
-            spent[0] += time.perf_counter() - start
+            spent[0] += time.process_time() - start
             yield made
             if done >= total:
                 return
@@ -69,12 +69,13 @@ def varied(texts, total, spent):
 
 def learning(args):
     texts = [text for own in documents(args.data).values() for text in own]
-    total, spent, start = int(args.gigabytes * 1e9), [0.0], time.perf_counter()
+    total, spent, start = int(args.gigabytes * 1e9), [0.0], time.process_time()
     learned = learn(args.kind, varied(texts, total, spent), args.vocab, total)
-    seconds = time.perf_counter() - start - spent[0]
+    seconds = time.process_time() - start - spent[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rate = total / seconds / 1e6
-    print(f"{args.kind}, {learned.vocab_size:,} tokens from {total:,} bytes: {seconds:.0f} s, {rate:.1f} MB/s, peak {peak:.0f} MiB")
+    what = f"{args.kind}, {learned.vocab_size:,} tokens from {total:,} bytes"
+    print(f"{what}: {seconds:.0f} s of one core, {rate:.1f} MB/s, peak {peak:.0f} MiB")
 
 
 def encoding(args):
