@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from lmtiny import console
+from lmtiny.errors import UserError
 from lmtiny.tokenizer.counting import commonest
 from lmtiny.tokenizer.merges import learn_merges
 from lmtiny.tokenizer.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ _MAX_PIECES = 1_000_000
 _BUCKETS = 1 << 24  # pairs are counted by hash: what shares a bucket is counted too high, which keeps more than need be
 _PAIRS_KEPT = 8  # times the merges: no merge is learned of a pair of tokens that is rarer than so many others
 _FIRST_CHARACTER = 0x10000  # stands for id 0; beyond the surrogates and all that sentencepiece has a meaning for
+_MAX_FIRST = 1_000_000  # there are not many more characters to stand for ids
 _SEPARATOR = ord("\n")  # a byte's id is its value, and no run contains it
 
 
@@ -73,8 +75,14 @@ class Sample:
 
 
 def add_superwords(first: Tokenizer, sample: Sample, vocab_size: int) -> Tokenizer:
-    """Returns `first` (BPE) with merges across spaces learned from `sample`, up to `vocab_size` tokens, special ones included."""
+    """Returns `first` (BPE) with merges across spaces learned from `sample`, up to `vocab_size` tokens, special ones included.
+
+    Raises:
+      UserError: `first` has more tokens than can be joined.
+    """
     words = first.tokens[: first.bos_id]
+    if len(words) > _MAX_FIRST:
+        raise UserError(f"superwords can be added to at most {_MAX_FIRST:,} tokens, not {len(words):,}: lower tokenizer.vocab_size")
     num_merges = vocab_size - first.vocab_size
     counts = _counted(_encoded(first, sample), num_merges)
     alphabet = {symbol for piece in counts for symbol in piece}
