@@ -30,7 +30,8 @@ def stretches(text: str | bytes) -> Iterator[str | bytes]:
     """
     if isinstance(text, str):
         try:
-            text.encode()
+            if not text.isascii():  # known at once
+                text.encode()
         except UnicodeEncodeError:
             text = to_bytes(text)
         else:

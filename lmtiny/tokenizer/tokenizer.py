@@ -81,7 +81,7 @@ class Tokenizer:
             self._byte_ids[np.frombuffer(stretch, np.uint8)] if isinstance(stretch, bytes) else self._encode_valid(stretch)
             for stretch in stretches(text)
         ]
-        return (parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])).astype(np.int32)
+        return (parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])).astype(np.int32, copy=False)
 
     def encode_batch(self, texts: Iterable[str | bytes], num_threads: int = 1) -> list[np.ndarray]:
         """Returns int32[tokens of that text] for each of `texts`, in their order; threads help where merges are made."""

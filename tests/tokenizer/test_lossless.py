@@ -34,6 +34,7 @@ NAMED: dict[str, str | bytes] = {
     "undecodable file": b"caf\xe9 \x80\xbf".decode("utf-8", "surrogateescape"),
     "lone surrogates": "a\ud800b\udfff\udcffc",
     "specials": "".join(SPECIAL_TOKENS),
+    "noncharacters": "a\U0010ffff\U0010fffe\U0010ffff\U0010fffe the\ufffe",
     "many letters": "aq" * 100_000,
     "white space": "x" + " " * 1_000_000 + "x",
     "white space of other kinds": " \t\u3000\u2009" * 100_000 + "x",
