@@ -39,6 +39,7 @@ def test_it_is_written_as_text_markdown_and_plot(tokenizers: dict[str, Tokenizer
     text, markdown, plot = compare.save(found, tmp_path / "new", "a title")
     assert text.read_text().count("better") == 2 and "A tokens" in text.read_text() and "B tokens" in text.read_text()
     lines = markdown.read_text().splitlines()
+    assert "A tokens" in markdown.read_text() and "B tokens" in markdown.read_text()
     assert lines[0] == "# a title" and len({line.count("|") for line in lines if line.startswith("|")}) == 1
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["compare.md", "compare.png", "compare.txt"]

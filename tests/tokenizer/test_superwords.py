@@ -42,6 +42,19 @@ def test_a_phrase_takes_fewer_tokens_than_its_words(learned: Tokenizer) -> None:
     assert 1.5 * len(learned.encode(phrases(50))) < len(plain.encode(phrases(50)))
 
 
+@pytest.mark.parametrize(
+    ("text", "runs"),
+    [
+        ("it's the end, my friend.", ["it's the end, my friend", "."]),
+        ("O'Dowd, of 12 men", ["O", "'D", "owd, of", " ", "12", " men"]),  # no contraction
+        ("one,two  three\nfour", ["one", ",two", " ", " three", "\n", "four"]),
+        ("5, the end", ["5", ",", " the end"]),
+    ],
+)
+def test_a_run_is_words_with_single_spaces_commas_and_contractions(text: str, runs: list[str]) -> None:
+    assert regex.findall(SUPERWORD_PATTERN, text) == runs
+
+
 @given(text=wordy)
 @example("it'sab'rex y")
 @example("a, b ,c, d's")
