@@ -1,8 +1,8 @@
 """Tokenizers: learning a gigabyte within bounded memory, encoding beside tiktoken, and bytes per token on text left out.
 
-    python benchmarks/tokenizers.py learning --data DATA --gigabytes 1
-    python benchmarks/tokenizers.py encoding --data DATA
-    python benchmarks/tokenizers.py targets --data DATA --weight documentation=4
+    python benchmarks/tokenization.py learning --data DATA --gigabytes 1
+    python benchmarks/tokenization.py encoding --data DATA
+    python benchmarks/tokenization.py targets --data DATA --weight documentation=4
 
 DATA is a folder with books/*.txt, wiki_demo.txt, web_c4_300.jsonl and tokenizers/*.tiktoken; the documentation is the built-in corpus.
 Every twentieth document (a book's section of 64 KiB) is left out of learning.  Let nothing else run while speed is measured.
@@ -122,7 +122,7 @@ def targets(args):
         print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |", flush=True)
     if args.save:
         for name in ("bpe 65,536", "superword 65,536"):
-            says = {"corpus": "benchmarks/tokenizers.py targets", "weights": weights}
+            says = {"corpus": "benchmarks/tokenization.py targets", "weights": weights}
             rows[name].save(args.save / name.replace(" ", "_").replace(",", ""), says)
 
 
