@@ -4,7 +4,7 @@
     python benchmarks/recipe.py --out recipe.jsonl --books FOLDER                  then; started again, it goes on
     python benchmarks/recipe.py --out recipe.jsonl --books FOLDER --only "base;GELU" --seeds 3
     python benchmarks/recipe.py --out recipe.jsonl --plot recipe.png               the table and the plot of what is there
-    python benchmarks/recipe.py --out questions.jsonl --questions --time           the same of the questions of docs/recipe.md
+    python benchmarks/recipe.py --out questions.jsonl --questions --time           the same of wide, narrow, many layers ...
     python benchmarks/recipe.py --out questions.jsonl --questions --tokens --books FOLDER      at equal tokens instead
 
 --time times each variant's train step beside the base's, in turns.  A run then has as many steps as take --minutes, so
