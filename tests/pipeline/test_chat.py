@@ -69,9 +69,15 @@ def test_an_empty_prompt_is_told(runs, run):
 
 
 def test_ctrl_c_ends_it_with_130(runs, run):
-    command = [sys.executable, "-u", "-m", "lmtiny.chat", "--checkpoint", run, "--prompt", "x", "--max-tokens", "1000000", "--top-k", "0"]
-    with subprocess.Popen(command, cwd=runs.folder, env=runs.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    """In a conversation, since an answer may be over before the signal comes, and a conversation is not."""
+    command = [sys.executable, "-u", "-m", "lmtiny.chat", "--checkpoint", run, "--max-tokens", "1000000", "--top-k", "0"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=runs.folder, env=runs.env(), **pipes) as process:
+        process.stdin.write(b"x\n")
+        process.stdin.flush()
+        assert b"an empty line ends" in process.stdout.readline()
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        process.wait(60)
+        errors = process.stderr.read()
     assert process.returncode == 130 and errors.decode().endswith("lmtiny: interrupted\n")
