@@ -9,6 +9,7 @@ What a revision stood for, and the shards it had, is written down at the first s
 """
 
 import fnmatch
+import importlib.util
 import os
 import pathlib
 import re
@@ -53,11 +54,8 @@ def shards(
 
 
 def _import_or_refuse() -> None:
-    try:
-        import huggingface_hub  # noqa: F401
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"hf: sources need {error.name}: pip install 'lmtiny[hub]'") from None
+    if missing := [name for name in ("huggingface_hub", "pyarrow") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"hf: sources need {', '.join(missing)}: pip install 'lmtiny[hub]'")
 
 
 def _endpoint() -> str | None:

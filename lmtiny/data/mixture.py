@@ -58,12 +58,11 @@ def got(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str
     return {one["source"]: counts[number] / COUNTED for number, one in enumerate(mixture)}
 
 
-def described(mixture: list[dict[str, Any]], config: ml_collections.ConfigDict) -> list[tuple[str, ...]]:
+def described(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> list[tuple[str, ...]]:
     """Returns a row of texts for each source: its name, share wanted, share by size, how often a run of the config reads it."""
-    wanted, total = shares(config), sum(one["rows"] for one in mixture)
-    tokens = config.train.num_steps * config.train.batch_size * config.model.context_length
+    wanted, train = shares(config), manifest["splits"]["train"]
+    rows_read = config.train.num_steps * config.train.batch_size * config.model.context_length / manifest["row_length"]
     return [
-        (one["source"], f"{wanted[one['source']]:.1%}", f"{one['rows'] / total:.1%}",
-         f"{tokens * wanted[one['source']] / (one['rows'] * one['row_length']):.2f}")
-        for one in mixture
-    ]  # fmt: skip
+        (source, f"{wanted[source]:.1%}", f"{rows / train['rows']:.1%}", f"{rows_read * wanted[source] / rows:.2f}")
+        for source, rows in ((one["source"], one["rows"]) for one in train["mixture"])
+    ]

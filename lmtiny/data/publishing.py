@@ -35,7 +35,7 @@ def write_split(
     num_rows = sum(len(plan) for _, plan in packed.values())
     if not num_rows:
         raise UserError(f"the {split} side has no tokens; give more text")
-    mixed = [{"source": name, "rows": len(plan), "row_length": row_length} for name, (_, plan) in packed.items() if name]
+    mixed = [{"source": name, "rows": len(plan)} for name, (_, plan) in packed.items() if name]
     mixture.refuse_unless_filled(mixed)
     jobs = [(name, rows) for name, (_, plan) in packed.items() for rows in _shuffled(len(plan), config.data.rows_per_shard)]
     described: list[dict[str, Any]] = []
@@ -110,5 +110,5 @@ def say(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> None:
         shares = (f"{100 * of[name]:.3f} %" for name in ("padding_share", "crop_share"))
         rows.append((split, f"{of['documents']:,}", f"{of['tokens']:,}", f"{of['bytes'] / of['tokens']:.2f}", f"{of['rows']:,}", *shares))
     console.say(console.table(("side", "documents", "tokens", "bytes/token", "rows", "padding", "cropped"), rows))
-    if mixed := manifest["splits"]["train"].get("mixture"):
-        console.say(console.table(("source", "share", "by size", "times read"), mixture.described(mixed, config)))
+    if "mixture" in manifest["splits"]["train"]:
+        console.say(console.table(("source", "share", "by size", "times read"), mixture.described(manifest, config)))

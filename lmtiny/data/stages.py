@@ -17,6 +17,7 @@ from lmtiny import corpus, files, tokenizer
 from lmtiny.corpus import Document, Side, Unit
 from lmtiny.data import parts
 from lmtiny.refining import Tally
+from lmtiny.refining.parts import documents_of
 
 FACTS = np.dtype([("hash", "<u8"), ("bytes", "<i8")])  # of a document: hash of its content, its length as UTF-8
 BATCH_CHARACTERS = 1 << 20  # encoded at once
@@ -48,13 +49,6 @@ def write_documents(documents: Iterable[Document], path: pathlib.Path) -> None:
             file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
         parts.save(facts_path(path), np.array(facts, FACTS))
         files.write_aside(tally_path(path), tally.to_json())
-
-
-def documents_of(path: pathlib.Path) -> Iterator[Document]:
-    """Yields the documents of a part."""
-    with open(path, "rb") as file:
-        for line in file:
-            yield json.loads(line)
 
 
 def of_side(path: pathlib.Path, sides: np.ndarray, wanted: Side) -> Iterator[Document]:

@@ -88,14 +88,19 @@ def read(path: str | os.PathLike[str], kind: str) -> Foreign:
         return parsed(kind, _fetched(str(path)), str(path))
     if place.is_dir():
         place = place / FILES[kind]
+    return parsed(kind, file_bytes(place), str(place))
+
+
+def file_bytes(path: pathlib.Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """Returns what the file holds; raises UserError if it cannot be read or has more than `limit` bytes."""
     try:
-        with open(place, "rb") as file:
-            source = file.read(MAX_FILE_BYTES + 1)
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
     except OSError as error:
-        raise UserError(f"cannot read {place}: {error.strerror}") from error
-    if len(source) > MAX_FILE_BYTES:
-        raise UserError(f"{place} is too large for a tokenizer: more than {MAX_FILE_BYTES} bytes")
-    return parsed(kind, source, str(place))
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > limit:
+        raise UserError(f"{path} is too large for a tokenizer: more than {limit} bytes")
+    return content
 
 
 def parsed(kind: str, source: bytes, where: str) -> Foreign:

@@ -176,17 +176,12 @@ def _parsed_lines(lines: bytes, path: pathlib.Path) -> list[bytes]:
 
 
 def _file_bytes(path: pathlib.Path) -> bytes:
-    limit = _MAX_BYTES.get(path.name, foreign_lib.MAX_FILE_BYTES)
     try:
         if not path.is_file():
             raise UserError(f"no tokenizer in {str(path.parent)!r}: {path.name} is missing")
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
+    except OSError as error:  # the name is too long, say
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > limit:
-        raise UserError(f"{path} is too large for a tokenizer: more than {limit} bytes")
-    return content
+    return foreign_lib.file_bytes(path, _MAX_BYTES.get(path.name, foreign_lib.MAX_FILE_BYTES))
 
 
 def _short(value: Any) -> str:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import pathlib
+import types
 from typing import Any
 
 import numpy as np
@@ -61,10 +62,8 @@ def test_an_encoding_is_saved_and_loaded(ranks: pathlib.Path, tmp_path: pathlib.
 def test_a_name_is_fetched_and_its_hash_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     import tiktoken
 
-    class Fetched:
-        _mergeable_ranks = {bytes([value]): value for value in range(256)}  # noqa: RUF012
-
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda _: Fetched)
+    fetched = types.SimpleNamespace(_mergeable_ranks={bytes([value]): value for value in range(256)})
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda _: fetched)
     with pytest.raises(UserError, match="cl100k_base is none of"):
         load("cl100k_base")
 
