@@ -15,11 +15,10 @@ import numpy as np
 
 from lmtiny import config as config_module
 from lmtiny import console, corpus, files, refining, tokenizer
-from lmtiny.corpus import Side, Unit, digest, sources
+from lmtiny.corpus import Side, Unit, digest
 from lmtiny.data import learning, mixture, parts, pool, publishing, report, shards, stages
 from lmtiny.data.shards import Prepared
 from lmtiny.errors import UserError
-from lmtiny.knobs import REFINING
 
 Config: TypeAlias = ml_collections.ConfigDict
 Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
@@ -96,17 +95,8 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
         "tokenizer.path": given.hash[:16] if given else "",
         "files held out (corpus.validation_path)": digest([unit.name for unit in units if unit.held_out])[:16],
         "text of the corpus": digest([unit.fingerprint for unit in units])[:16],
-        **_plan(config).depends_on(),
+        **refining.plan_of(config).depends_on(),
     }
-
-
-def _plan(config: Config) -> refining.Plan:
-    """Returns what is done to the documents of each source: the one place where settings of a source's own would enter."""
-    own = {
-        sources.name(source): {knob.name: source[knob.name] for knob in REFINING if source[knob.name] is not None}
-        for source in config.corpus.sources
-    }
-    return refining.plan_of(config, {name: knobs for name, knobs in own.items() if knobs})
 
 
 def default_folder(config: Config, given: tokenizer.Tokenizer | None, depends_on: dict[str, Any]) -> pathlib.Path:
@@ -145,7 +135,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
     num_bytes = sum(unit.num_bytes for unit in units)
     console.say(f"preparing {corpus.name(config)} ({console.human(num_bytes, 'B')} in {len(units)} units) in {folder}")
     with pool.workers(config.data.num_processes, len(units), num_bytes) as run:
-        plan = _plan(config)
+        plan = refining.plan_of(config)
         given_units, refined = units, None
         if not plan.nothing():
             units = refining.refine(given_units, plan, work, config.corpus, run)

@@ -1,20 +1,19 @@
 """What is done to the documents of each source: the `corpus` knobs, which a source may have otherwise."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from lmtiny import config as config_module
-from lmtiny import values
 from lmtiny.corpus import files
 from lmtiny.corpus.fingerprint import of_file
+from lmtiny.corpus.sources import name
 from lmtiny.errors import UserError
-from lmtiny.knobs import KNOBS, knobs
+from lmtiny.knobs import REFINING
 from lmtiny.refining import decontamination
 
 VERSION = 1  # of the rules in this room: raise it when the same settings give other documents
+NAMES = tuple(knob.name for knob in REFINING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +90,15 @@ class Plan:
         return named
 
 
-def plan_of(config: ml_collections.ConfigDict, by_source: Mapping[str, Mapping[str, Any]] | None = None) -> Plan:
-    """Returns the plan that the config's `corpus` section describes; `by_source` gives a source knobs of its own.
+def plan_of(config: ml_collections.ConfigDict) -> Plan:
+    """Returns the plan that the config's `corpus` section describes, with what its sources set of their own.
 
     Raises:
-      UserError: a source sets what is no such knob, a value is refused, or the quality score lacks its texts.
+      UserError: the quality score lacks its texts.
     """
     default = _settings(config.corpus)
-    sources = {source: _settings(_changed(config, source, own).corpus) for source, own in (by_source or {}).items()}
+    own = {name(source): {field: source[field] for field in NAMES if source[field] is not None} for source in config.corpus.sources}
+    sources = {source: dataclasses.replace(default, **values) for source, values in own.items() if values}
     shared = {field.name: config.corpus[field.name] for field in dataclasses.fields(Plan) if field.name not in ("default", "sources")}
     plan = Plan(default, sources, **shared)
     for knob in ("quality_good", "quality_bad"):
@@ -108,26 +108,10 @@ def plan_of(config: ml_collections.ConfigDict, by_source: Mapping[str, Mapping[s
 
 
 def _settings(corpus: ml_collections.ConfigDict) -> Settings:
-    return Settings(**{field.name: corpus[field.name] for field in dataclasses.fields(Settings)})
-
-
-def _changed(config: ml_collections.ConfigDict, source: str, own: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    changed, known = config_module.from_dict(config.to_dict(), "config"), dict(knobs())
-    allowed = [field.name for field in dataclasses.fields(Settings)]
-    for name, value in own.items():
-        if name not in allowed:
-            raise UserError(f"source {source!r} sets {name!r}{values.nearest(name, allowed, '; it may set ' + ', '.join(allowed))}")
-        config_module.set_knob(changed, f"corpus.{name}", value)
-        converted = changed.corpus[name]
-        if problem := known[f"corpus.{name}"].check(converted):
-            raise UserError(f"source {source!r}: {name} = {converted!r} {problem}")
-    return changed
+    return Settings(**{field: corpus[field] for field in NAMES})
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
     """Returns the settings as JSON gives them back; where the evaluation sets lie does not matter, only what they say."""
     values = dataclasses.asdict(settings) | {"decontaminate": bool(settings.decontaminate)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-assert {field.name for field in dataclasses.fields(Settings)} <= {knob.name for knob in KNOBS["corpus"]}

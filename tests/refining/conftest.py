@@ -30,9 +30,9 @@ def make_corpus(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
 def refined(tmp_path: pathlib.Path) -> Callable[..., tuple[list[dict], refining.Tally]]:
     """Returns a function: folder of texts, knobs of `corpus` -> (the refined documents, the tally)."""
 
-    def run(path: pathlib.Path, by_source: Any = None, processes: int = 1, **knobs: Any) -> tuple[list[dict], refining.Tally]:
+    def run(path: pathlib.Path, processes: int = 1, **knobs: Any) -> tuple[list[dict], refining.Tally]:
         config = config_for(path, **knobs)
-        units, plan = corpus.units(config), refining.plan_of(config, by_source)
+        units, plan = corpus.units(config), refining.plan_of(config)
         with pool.workers(processes, 9, 0) as here:
             made = refining.refine(units, plan, tmp_path / "work", config.corpus, here)
         return [document for unit in made for document in unit.read()], refining.counts(units, plan, tmp_path / "work")

@@ -20,7 +20,8 @@ def prose(seed: int, sentences: int) -> str:
 
 def config_for(path: pathlib.Path, **knobs: Any) -> ml_collections.ConfigDict:
     config = defaults()
-    for name, value in {"kind": "files", "path": str(path), **knobs}.items():
+    what = {"kind": "sources"} if "sources" in knobs else {"kind": "files", "path": str(path)}
+    for name, value in {**what, **knobs}.items():
         set_knob(config, f"corpus.{name}", value)
     check(config)
     return config

@@ -59,13 +59,15 @@ def test_each_filter_drops_what_it_is_for(make_corpus, refined) -> None:
 def test_a_source_may_have_settings_of_its_own(make_corpus, refined) -> None:
     code = "def f(x):\n    return {x: 1}\n" * 10
     folder = make_corpus(code=[code], web=[code, prose(1, 24)])
-    documents, tally = refined(folder, {"code.jsonl": {"filters": [], "cleaning": []}}, filters=["c4"], cleaning=["unicode", "unwrap"])
-    assert [document["text"] for document in documents if document["source"] == "code.jsonl"] == [code.strip()]
-    assert len(documents) == 2 and "code.jsonl" not in tally.flow["unwrap"]
-    with pytest.raises(UserError, match=r"source 'web' sets 'filter'; did you mean filters\?"):
-        refining.plan_of(config_for(folder), {"web": {"filter": ["c4"]}})
-    with pytest.raises(UserError, match=r"source 'web': filters = .* must be some of"):
-        refining.plan_of(config_for(folder), {"web": {"filters": ["c5"]}})
+    sources = [{"name": kind, "path": str(folder / f"{kind}.jsonl")} for kind in ("code", "web")]
+    own = [sources[0] | {"filters": [], "cleaning": []}, sources[1]]
+    documents, tally = refined(folder, sources=own, filters=["c4"], cleaning=["unicode", "unwrap"])
+    assert [document["text"] for document in documents if document["source"] == "code"] == [code.strip()]
+    assert len(documents) == 2 and "code" not in tally.flow["unwrap"]
+    with pytest.raises(UserError, match=r"corpus.sources\[1\] has no 'filter'; did you mean filters\?"):
+        config_for(folder, sources=[sources[0], sources[1] | {"filter": ["c4"]}])
+    with pytest.raises(UserError, match=r"corpus.sources\[1\].filters = .* must be some of"):
+        config_for(folder, sources=[sources[0], sources[1] | {"filters": ["c5"]}])
 
 
 def test_broken_encodings_are_repaired(make_corpus, refined) -> None:
@@ -105,8 +107,8 @@ def test_planted_near_duplicates_go_and_others_stay(make_corpus, refined) -> Non
 
 def test_only_the_sources_that_ask_for_it_are_deduplicated(make_corpus, refined) -> None:
     folder = make_corpus(a=[prose(1, 9), prose(1, 9)], b=[prose(1, 9), prose(1, 9)])
-    documents, _ = refined(folder, {"a.jsonl": {"deduplicate": True}})
-    assert [document["source"] for document in documents] == ["a.jsonl", "b.jsonl", "b.jsonl"]
+    documents, _ = refined(folder, sources=[{"path": str(folder / "a.jsonl"), "deduplicate": True}, {"path": str(folder / "b.jsonl")}])
+    assert [document["source"] for document in documents] == ["a", "b", "b"]
 
 
 def test_held_out_documents_are_cleaned_and_no_more(make_corpus, refined) -> None:
