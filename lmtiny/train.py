@@ -49,6 +49,7 @@ def main() -> int:
 
     host.leave_out_missing_tpu()
     host.keep_freed_memory()
+    host.let_emulated_devices_wait()
     mesh_lib.start_processes()
     mesh_lib.use_compile_cache()
     console.silence(jax.process_index() != 0)

@@ -56,3 +56,22 @@ def test_settings_of_the_users_own_are_left_alone(name, monkeypatch):
     monkeypatch.setenv(name, "1")
     monkeypatch.setattr(host.ctypes, "CDLL", lambda _: pytest.fail("malloc was changed"))
     host.keep_freed_memory()
+
+
+EIGHT = "--xla_force_host_platform_device_count=8"
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {}),
+        ({"XLA_FLAGS": "--xla_dump_to=x"}, {"XLA_FLAGS": "--xla_dump_to=x"}),
+        ({"XLA_FLAGS": EIGHT}, {"XLA_FLAGS": f"{EIGHT} {PATIENCE}=3600", "PJRT_NPROC": "64"}),
+        ({"XLA_FLAGS": f"{PATIENCE}=9 {EIGHT}", "PJRT_NPROC": "9"}, {"XLA_FLAGS": f"{PATIENCE}=9 {EIGHT}", "PJRT_NPROC": "9"}),
+    ],
+)
+def test_emulated_devices_get_threads_and_time_to_wait_for_each_other(own, expected, monkeypatch):
+    monkeypatch.setattr(host.os, "environ", dict(own))
+    host.let_emulated_devices_wait()
+    assert host.os.environ == expected
