@@ -124,5 +124,5 @@ def _plot(comparison: Comparison, path: pathlib.Path, title: str) -> None:
     axes.set_xticks(range(len(comparison.kinds)), comparison.kinds)
     axes.set_ylabel("bytes per token")
     axes.set_title(title, fontsize="medium")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=len(comparison.tokens), fontsize="small")  # inside it would hide bars
     figure.savefig(path, dpi=120)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from lmtiny.tokenizer import SPLIT_PATTERN, counting, learn
 
+# One of each kind of character, and all that have their own way of being counted: ASCII, and signs beyond it.
 ascii_text = st.text(st.characters(max_codepoint=0x7F)) | st.text("aZ'slv 09.,\n\r\t\x0b\x0c\x1c\x1f")
+signs = st.text(st.characters(max_codepoint=0x20FF), max_size=20) | st.text("aZ's 0\n\r.’“—…\u00a0\u2028\u2009²ªé")
 
 
-@given(text=ascii_text | st.text("aé '\n\r s0.가"))
-@settings(max_examples=300, deadline=None, database=None)
+@given(text=ascii_text | signs | st.text("aé '\n\r s0.가"))
+@settings(max_examples=500, deadline=None, database=None)
 def test_pieces_are_those_of_the_split(text: str) -> None:
     expected = Counter(regex.findall(SPLIT_PATTERN, text))
     assert counting.piece_counts([text]) == expected
@@ -26,7 +28,7 @@ def test_pieces_are_those_of_the_split(text: str) -> None:
 
 def test_a_long_text_is_cut_into_many_blocks(corpus: list[str]) -> None:
     blocks = list(counting.split_blocks(corpus[1]))
-    assert "".join(blocks) == corpus[1] and len(blocks) > 1 and max(map(len, blocks)) < 2 * 16_384
+    assert "".join(blocks) == corpus[1] and len(blocks) > 1 and max(map(len, blocks)) < 2 * 4_096
 
 
 def test_of_too_many_pieces_the_rarest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
