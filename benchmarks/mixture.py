@@ -1,17 +1,18 @@
 """What a cleaned, filtered, deduplicated, weighted mixture buys over the same texts as they lie: bits per byte of a held-out book.
 
     python benchmarks/mixture.py --data FOLDER
-    python benchmarks/mixture.py --data FOLDER --steps 400 --only "raw;books first" --work kept/
+    python benchmarks/mixture.py --data FOLDER --steps 400 --only "raw;configs/mixture.py" --work kept/
 
-FOLDER has books/*.txt (the last by name is held out), wiki_demo.txt, web_c4_300.jsonl and benchmarks/gsm8k_train.jsonl; the fourth
-source is the builtin documentation.  Every way trains configs/tiny.py, with a tokenizer learned from what it trains on, for the
-same number of steps, and is scored on the same bytes.  What the refining did stands in the report.html of each.
+FOLDER is what configs/mixture.py calls texts/: books/*.txt (the last by name is held out), wiki*.txt, web*.jsonl, benchmarks/.
+Every way trains that config, with a tokenizer learned from what it trains on, for the same number of steps, and is scored on the
+same bytes.  What the refining did stands in the report.html of each.
 """
 
 import argparse
 import json
 import math
 import pathlib
+import re
 import statistics
 import sys
 import tempfile
@@ -19,35 +20,32 @@ import tempfile
 from sides import run, say
 
 HERE = pathlib.Path(__file__).resolve()
-REFINED = {"deduplicate": True}
-SHARES = {  # books, wiki, web, documentation; None: as they lie, by their sizes, nothing dropped
-    "raw": None,
-    "by size": (0.0, 0.0, 0.0, 0.0),
-    "40 % books": (0.40, 0.30, 0.15, 0.15),
-    "books first": (0.94, 0.03, 0.02, 0.01),
+CONFIG = HERE.parents[1] / "configs" / "mixture.py"
+OFF = {"corpus.cleaning": "[]", "corpus.deduplicate": False, "corpus.decontaminate": ""}
+AS_IT_LIES = ("name", "path", "cut", "validation")
+WEIGHTS = {  # of books, wiki, web, documentation; None: the config's; 0: by their sizes
+    "raw": (0.0, 0.0, 0.0, 0.0),
+    "refined, by size": (0.0, 0.0, 0.0, 0.0),
+    "configs/mixture.py": None,
+    "refined, 40 % books": (0.40, 0.30, 0.15, 0.15),
 }
 
 
-def sources(data, weights):
-    """Returns corpus.sources: refined and weighted, or raw where weights is None."""
+def corpus(data, name):
+    """Returns the knobs that make the corpus of a way."""
+    from lmtiny import config as config_lib
+
+    loaded = config_lib.load(str(CONFIG)).corpus
     last = max((data / "books").glob("*.txt"), key=lambda path: path.name).name
-    found = [
-        {"name": "books", "path": str(data / "books"), "validation": last},
-        {"name": "wiki", "path": str(data / "wiki_demo.txt"), "cut": "blank lines"},
-        {"name": "web", "path": str(data / "web_c4_300.jsonl")},
-        {"name": "documentation", "path": "builtin"},
-    ]
-    if weights is None:
-        return found
-    own = (
-        {"cleaning": ["unicode", "gutenberg"]},
-        {"cleaning": ["unicode"], "filters": ["gopher_repetition"]},
-        {"cleaning": ["unicode"], "filters": ["gopher_repetition", "gopher_quality", "c4"], "language": "en"},
-        {"cleaning": ["unicode"]},
-    )
-    contaminated = {"decontaminate": str(data / "benchmarks" / "gsm8k_train.jsonl")}
-    refined = [one | more | REFINED | contaminated for one, more in zip(found, own, strict=True)]
-    return [one | {"weight": weight} for one, weight in zip(refined, weights, strict=True)]
+    found = [{key: value for key, value in source.items() if value is not None} for source in loaded.sources]
+    for number, source in enumerate(found):
+        source |= {"path": source["path"].replace("texts/", f"{data}/")} | ({"validation": last} if source["name"] == "books" else {})
+        if WEIGHTS[name]:
+            source["weight"] = WEIGHTS[name][number]
+        if name == "raw":
+            found[number] = {key: source[key] for key in AS_IT_LIES if source[key]}
+    off = OFF if name == "raw" else {"corpus.decontaminate": loaded.decontaminate.replace("texts/", f"{data}/")}
+    return {"corpus.sources": json.dumps(found), **off}
 
 
 def train(args, work, name, seed):
@@ -55,15 +53,15 @@ def train(args, work, name, seed):
     from lmtiny import run_log
     from lmtiny.data import shards
 
-    folder = work / name.replace(" ", "-")
+    folder = work / re.sub(r"\W+", "-", name)
     knobs = {
-        "corpus.kind": "sources", "corpus.sources": json.dumps(sources(args.data, SHARES[name])), "data.dir": folder / "prepared",
+        **corpus(args.data, name), "data.dir": folder / "prepared",
         "seed": seed, "train.num_steps": args.steps, "optimizer.warmup_steps": 20, "evaluation.every": 0, "evaluation.sample_every": 0,
         "evaluation.rows": 10**6, "checkpoint.every": 0, **dict(text.split("=", 1) for text in args.set),
     }  # fmt: skip
-    command = [sys.executable, "-m", "lmtiny.train", "--config", str(HERE.parents[1] / "configs" / "tiny.py")]
+    command = [sys.executable, "-m", "lmtiny.train", "--config", str(CONFIG)]
     flags = [f"--config.{knob}={value}" for knob, value in knobs.items()]
-    run([*command, "--workdir", str(folder / f"seed{seed}"), *flags], work / f"{name}-{seed}.log", work)
+    run([*command, "--workdir", str(folder / f"seed{seed}"), *flags], work / f"{folder.name}-{seed}.log", work)
     manifest = shards.read(folder / "prepared").manifest
     shares = {source: counts["train"][2] for source, counts in manifest["sources"].items()}
     return run_log.read_metrics(folder / f"seed{seed}")[-1]["validation_bits_per_byte"], manifest["splits"]["validation"]["bytes"], shares
@@ -72,17 +70,17 @@ def train(args, work, name, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of texts, as above")
-    parser.add_argument("--steps", type=int, default=400, help="of configs/tiny.py: 2,048 tokens each")
+    parser.add_argument("--steps", type=int, default=400, help="2,048 tokens each")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each way")
-    parser.add_argument("--only", default=";".join(SHARES), help="these ways, separated by semicolons")
+    parser.add_argument("--only", default=";".join(WEIGHTS), help="these ways, separated by semicolons")
     parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="another knob of the config")
     parser.add_argument("--work", type=pathlib.Path, help="folder for what is made, kept (default: a temporary one)")
     args = parser.parse_args()
     args.data = args.data.resolve()
-    if missing := [name for name in ("books", "wiki_demo.txt", "web_c4_300.jsonl", "benchmarks") if not (args.data / name).exists()]:
+    if missing := [name for name in ("books", "benchmarks") if not (args.data / name).exists()]:
         raise SystemExit(f"--data {args.data} has no {missing[0]}")
-    if unknown := [name for name in args.only.split(";") if name not in SHARES]:
-        raise SystemExit(f"--only {unknown[0]}: there are {'; '.join(SHARES)}")
+    if unknown := [name for name in args.only.split(";") if name not in WEIGHTS]:
+        raise SystemExit(f"--only {unknown[0]}: there are {'; '.join(WEIGHTS)}")
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or pathlib.Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
