@@ -2,7 +2,7 @@
 
 Command:     python -m lmtiny.train --config configs/d32.py --config.corpus.kind=files --config.corpus.path=FOLDER
 Hardware:    one host of accelerators, bfloat16; on fewer devices raise train.accumulation
-Fits:        from v5e-4 on --config.parallel.fsdp=4 --config.train.accumulation=8: 12.48 of 15.75 GiB a chip, says the TPU compiler
+Fits:        from v5e-4 on --config.parallel.fsdp=4 --config.train.accumulation=8: 12.49 of 15.75 GiB a chip, says the TPU compiler
 Tokens:      37.6 billion (20 a parameter): 71,700 steps of 256 rows x 2,048
 Time:        not yet run
 Expected:    not yet run

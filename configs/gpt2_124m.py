@@ -2,7 +2,7 @@
 
 Command:     python -m lmtiny.train --config configs/gpt2_124m.py --config.corpus.kind=files --config.corpus.path=FOLDER
 Hardware:    one host of accelerators, bfloat16
-Fits:        from v5e-1 on --config.train.accumulation=40: 14.00 of 15.75 GiB a chip, says the TPU compiler
+Fits:        from v5e-1 on --config.train.accumulation=40: 13.99 of 15.75 GiB a chip, says the TPU compiler
 Tokens:      9.8 billion: 20,000 steps of 480 rows x 1,024
 Time:        not yet run
 Expected:    not yet run

@@ -76,7 +76,7 @@ def main() -> int:
     shape = config_lib.mesh_shape(config, num_devices)
     console.say(f"{config.name} on {target.name if target else f'{num_devices} x {chip.name}'}, mesh: {meshes.name(shape)}\n")
     config = shapes.with_attention(config, shape, chip)
-    lines, needs = traffic.traffic(config, shape), memory(config, shape, tiled=chip.links > 1)
+    lines, needs = traffic.traffic(config, shape), memory(config, shape, tiled=chip.links > 1, available=chip.memory)
     bounds = roofline(config, shape, chip, lines, num_slices)
     report: dict[str, Any] = {
         "config": config.to_dict(), "chip": dataclasses.asdict(chip), "devices": num_devices, "slices": num_slices, "mesh": dict(shape),

@@ -40,7 +40,7 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
     """
     if chip is None or not chip.memory:
         return
-    needed = memory(config, shape, tiled=chip.links > 1).needed
+    needed = memory(config, shape, tiled=chip.links > 1, available=chip.memory).needed
     if needed <= WARNED_ABOVE * chip.memory:
         return
     sizes_text = f"about {needed / GIB:,.1f} GiB on each device, which has {chip.memory / GIB:,.1f}"
@@ -78,7 +78,7 @@ def _that_fits(config: ml_collections.ConfigDict, shape: Shape, chip: Chip, over
         new_shape = config_lib.mesh_shape(changed, math.prod(shape.values()))
     except UserError:
         return None
-    needed = memory(changed, new_shape, tiled=chip.links > 1).needed
+    needed = memory(changed, new_shape, tiled=chip.links > 1, available=chip.memory).needed
     return Advice(overrides, needed) if needed <= WARNED_ABOVE * chip.memory else None
 
 

@@ -7,6 +7,7 @@ how XLA overlaps them is its own affair.  docs/planning.md compares with the TPU
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -16,9 +17,12 @@ from lmtiny import config as config_lib
 from lmtiny.planning.shapes import Parameter, Shape, Sizes, parameters, saved_leaves, sizes, state_leaves
 
 FLOAT32 = 4
-AT_ONCE = 0.45  # of what a block keeps for its own backward pass, how much XLA has in memory at one time
-MOVED_OUT = 0.5  # of the tables' gradients: how much XLA adds up whole over microbatches, to scatter it once a step
+AT_ONCE = 0.42  # of what a block keeps for its own backward pass, how much XLA has in memory at one time
+WRITTEN_OUT = 0.04  # of a device's memory: a chunk's logits' gradient that takes less is written out, else made twice, where it is read
+MOVED_OUT = 0.75  # of the tables' gradients: how much XLA adds up whole over microbatches, to scatter it once a step
 LANES, SUBLANES = 128, 8  # a TPU lays the two innermost dimensions out in tiles of 8 x 128
+
+SizeOf = Callable[[tuple[int, ...], int], int]  # (shape, bytes of an element) -> bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,34 +47,26 @@ class Memory:
         return sum(self.parts.values())
 
 
-def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = True) -> Memory:
-    """Returns what a train step keeps in a device's memory on a mesh of this shape; `tiled`: with a TPU's padding."""
+def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = True, available: float = math.inf) -> Memory:
+    """Returns what a train step keeps in a device's memory on a mesh of this shape.
+
+    tiled: with a TPU's padding.  available: bytes of the device, of which XLA spends some to save time.
+    """
     z = sizes(config, shape)
     size_of = tiled_bytes if tiled else plain_bytes
     state = {name: sum(size_of(*leaf) for leaf in leaves) for name, leaves in state_leaves(config, shape).items()}
-    saved = sum(_kept(leaf, z, config.model.attention, size_of) for leaf in saved_leaves(config, shape))
-    rows = z.b * z.A * (config.model.context_length + 1)
     params = parameters(config, shape)
     tables = [one for one in params if not one.in_blocks]
-    head = max(tables, key=lambda one: one.whole)
-    layer = sum(one.whole for one in params if one.in_blocks) / z.L
-    # A gradient that is to be scattered lies there whole before; one that is whole anyway is counted as a gradient below.
-    scattered = FLOAT32 if shape["fsdp"] > 1 else 0
-    logits = {"logits": _logits(config, z), "head and its gradient": head.whole * (z.c + scattered)}
-    block = {"block at work": _block_at_work(config, shape, size_of), "weights of two layers": 2 * layer * (z.c + scattered)}
-    # The head is at work before the backward pass comes to the blocks; but all logits at once stay until the end of it.
-    chunked = 0 < config.train.loss_chunk < z.b * z.T
-    stays = {} if chunked else {"logits": logits["logits"]}
-    at_work = logits if sum(logits.values()) > sum((stays | block).values()) else stays | block
+    saved, made_again = _saved(config, shape, z, size_of)
     return Memory(
         {
             "weights": state["weights"],
             "optimizer state": state["optimizer"],
-            "batch": rows * FLOAT32,
+            "batch": z.b * z.A * (config.model.context_length + 1) * FLOAT32,
             "gradients": _gradients(config, params, z),
             "gradients not yet scattered": MOVED_OUT * sum(one.whole - one.local for one in tables) * FLOAT32 if z.A > 1 else 0.0,
-            "saved activations": saved,
-            **at_work,
+            "saved activations": saved - made_again,
+            **_at_work(config, shape, params, made_again, size_of, available),
         }
     )
 
@@ -96,7 +92,47 @@ def tiled_bytes(shape: tuple[int, ...], itemsize: int) -> int:
     return int(best) * itemsize
 
 
-def _kept(leaf: tuple[tuple[int, ...], int], z: Sizes, attention: str, size_of: Callable[[tuple[int, ...], int], int]) -> int:
+def _at_work(
+    config: ml_collections.ConfigDict, shape: Shape, params: list[Parameter], made_again: float, size_of: SizeOf, available: float
+) -> dict[str, float]:
+    """Returns what the head, or a block, takes while it is at work: whichever is more.
+
+    The head is done before the backward pass comes to the blocks; but all logits at once stay until the end of it.  In the
+    blocks gradients take the place of what the head did without.
+    """
+    z = sizes(config, shape)
+    head = max((one for one in params if not one.in_blocks), key=lambda one: one.whole)
+    layer = sum(one.whole for one in params if one.in_blocks) / z.L
+    # A gradient that is to be scattered lies there whole before; one that is whole anyway is counted as a gradient.
+    scattered = FLOAT32 if shape["fsdp"] > 1 else 0
+    chunked = 0 < config.train.loss_chunk < z.b * z.T
+    logits = {"logits": _logits(config, z), "head and its gradient": head.whole * (z.c + scattered)}
+    gradient = logits["logits"] * z.c / FLOAT32
+    if chunked and gradient < WRITTEN_OUT * available and shape["tensor"] * shape["pipeline"] == 1:  # over which a vocabulary is split
+        logits["gradient of the logits"] = gradient
+    block = {
+        "block at work": _block_at_work(config, shape, size_of) + made_again,
+        "weights of two layers": 2 * layer * (z.c + scattered),
+    }
+    if not chunked:
+        block["logits"] = logits["logits"]
+    return max(logits, block, key=lambda parts: sum(parts.values()))
+
+
+def _saved(config: ml_collections.ConfigDict, shape: Shape, z: Sizes, size_of: SizeOf) -> tuple[float, float]:
+    """Returns (bytes that the forward pass leaves for the backward pass, those of them that are not there while the head is at work).
+
+    Outside the blocks jax keeps what goes into the last norm and what comes out of it, in float32; XLA keeps one, and makes
+    the others of it again.
+    """
+    leaves = saved_leaves(config, shape)
+    around = ((z.b, z.S, z.D), FLOAT32)
+    again = max(leaves.count(around) - 1, 0) if config.model.scan_layers else 0  # unrolled, those of the blocks are of this shape too
+    kept = functools.partial(_kept, z=z, attention=config.model.attention, size_of=size_of)
+    return sum(map(kept, leaves)), again * kept(around)
+
+
+def _kept(leaf: tuple[tuple[int, ...], int], z: Sizes, attention: str, size_of: SizeOf) -> int:
     """Returns the bytes of a saved array.
 
     Activations have their width (D, or H and N as one) in a TPU's lanes, and what splash attention reads, [.., T, N], its N,
@@ -134,7 +170,7 @@ def _logits(config: ml_collections.ConfigDict, z: Sizes) -> float:
     return float((min(tokens, chunk) if chunk else tokens) * z.V * FLOAT32)
 
 
-def _block_at_work(config: ml_collections.ConfigDict, shape: Shape, size_of: Callable[[tuple[int, ...], int], int]) -> float:
+def _block_at_work(config: ml_collections.ConfigDict, shape: Shape, size_of: SizeOf) -> float:
     """What the backward pass of one block makes again and holds, as far as it is not saved for all blocks."""
     if config.model.remat == "none":
         return 0.0

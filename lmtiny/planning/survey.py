@@ -65,7 +65,7 @@ def _option(config: ml_collections.ConfigDict, chip: chips.Chip, name: str, num_
         except UserError:
             break
         changed = shapes.with_attention(changed, shape, chip)
-        needed = memory(changed, shape, tiled=chip.links > 1).needed
+        needed = memory(changed, shape, tiled=chip.links > 1, available=chip.memory).needed
         last = Option(name, num_devices, mesh, accumulation, changed, needed, needed <= WARNED_ABOVE * chip.memory)
         if last.fits:
             break

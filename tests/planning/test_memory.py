@@ -1,6 +1,7 @@
 """The formula for memory against what jax itself holds, and the advice that follows from it."""
 
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -11,10 +12,11 @@ from lmtiny.errors import UserError
 from lmtiny.model import size
 from lmtiny.parallel import chips
 from lmtiny.parallel import mesh as mesh_lib
-from lmtiny.planning import fit, memory, meshes, roofline, shapes, traffic
+from lmtiny.planning import fit, memory, meshes, roofline, shapes, slices, traffic
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import abstract_state
 
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 ONE = dict.fromkeys(config_lib.MESH_AXES, 1)
 
 
@@ -80,6 +82,28 @@ def test_less_of_everything_takes_less():
     for changes in ({"train.accumulation": 4}, {"train.batch_size": 8}, {"model.num_layers": 2}, {"model.compute_dtype": "bfloat16"}):
         assert memory.memory(small_config(**changes), ONE).needed < needed, changes
     assert memory.memory(small_config(**{"parallel.fsdp": 8}), ONE | {"fsdp": 8}).needed < needed / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "slice_name", "gib"),
+    [("d12", "v5e-8", 3.93), ("d12", "v6e-8", 4.93), ("gpt2_124m", "v5e-8", 14.54), ("gpt2_124m", "v6e-8", 15.31)],
+)
+def test_it_is_what_the_tpu_compiler_says(name, slice_name, gib):
+    """Rows of docs/performance.md: two sizes and two chips, of which the larger spends memory on the logits' gradient."""
+    one = slices.parse(slice_name)
+    chip = chips.by_name(one.chip)
+    shape = dict.fromkeys(config_lib.MESH_AXES, 1) | {"fsdp": one.num_chips}
+    config = meshes.with_mesh(config_lib.load(str(CONFIGS / f"{name}.py")), shape)
+    config = shapes.with_attention(config, shape, chip)
+    assert memory.memory(config, shape, available=chip.memory).needed / 2**30 == pytest.approx(gib, rel=0.05)
+
+
+def test_the_gradient_of_a_chunk_of_logits_counts_where_there_is_room_for_it():
+    config = small_config(**{"train.loss_chunk": 512, "tokenizer.vocab_size": 16384, "model.compute_dtype": "bfloat16"})
+    dlogits = 512 * 16384 * 2
+    with_room, without = (memory.memory(config, ONE, available=dlogits / 0.04 + more) for more in (1, 0))
+    assert with_room.parts["gradient of the logits"] == dlogits and with_room.needed == without.needed + dlogits
+    assert "gradient of the logits" not in without.parts
 
 
 def test_the_cache_of_a_chat_is_what_init_cache_makes():
