@@ -12,6 +12,9 @@ from lmtiny.planning import survey
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
+# Their survey takes 5 to 20 s each: pytest -m exhaustive.
+LARGE = ("d20", "d26", "d32", "qwen2_5_small", "qwen2_5_1_5b", "qwen2_5_7b")
+
 # Published counts less the padding of their vocabularies; else blocks of 12 D^2 (4 D^2 attention, 8 D^2 MLP) and 2 V D.
 TOTALS = {
     "d4_38m": 3 * 24_576 * 512,
@@ -56,7 +59,9 @@ def test_the_38_million_are_exactly_thirds():
     assert counts["embedding"] == counts["head"] == counts["blocks"] == 12_582_912
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=pytest.mark.exhaustive if path.stem in LARGE else ()) for path in CONFIGS]
+)
 def test_a_config_names_the_smallest_slice_it_fits_on(path):
     """The figure is the TPU compiler's (docs/performance.md); the formula must agree, and not promise less memory."""
     claim = r"Fits: +from (v5e-\d+) on((?: --config\.\S+=\d+)*): ([\d.]+) of 15\.75 GiB a chip"

@@ -18,7 +18,7 @@ def together(runs, num_processes, devices, *command):
     ("num_processes", "devices", "mesh", "then"),
     [
         (2, 2, {"data": 2, "fsdp": 2}, 1),
-        (4, 1, {"data": 2, "context": 2}, 2),
+        pytest.param(4, 1, {"data": 2, "context": 2}, 2, marks=pytest.mark.exhaustive),
         pytest.param(2, 2, {"pipeline": 2, "tensor": 2}, 4, marks=pytest.mark.exhaustive),
     ],
     ids=["two", "four", "two-in-a-pipeline"],
