@@ -11,6 +11,7 @@ same bytes.  What the refining did stands in the report.html of each.
 import argparse
 import json
 import math
+import os
 import pathlib
 import re
 import statistics
@@ -31,21 +32,16 @@ WEIGHTS = {  # of books, wiki, web, documentation; None: the config's; 0: by the
 }
 
 
-def corpus(data, name):
-    """Returns the knobs that make the corpus of a way."""
+def corpus(name):
+    """Returns the knobs that make the corpus of a way; texts/ must lie in the working folder, as the config wants it."""
     from lmtiny import config as config_lib
 
-    loaded = config_lib.load(str(CONFIG)).corpus
-    last = max((data / "books").glob("*.txt"), key=lambda path: path.name).name
-    found = [{key: value for key, value in source.items() if value is not None} for source in loaded.sources]
-    for number, source in enumerate(found):
-        source |= {"path": source["path"].replace("texts/", f"{data}/")} | ({"validation": last} if source["name"] == "books" else {})
-        if WEIGHTS[name]:
-            source["weight"] = WEIGHTS[name][number]
-        if name == "raw":
-            found[number] = {key: source[key] for key in AS_IT_LIES if source[key]}
-    off = OFF if name == "raw" else {"corpus.decontaminate": loaded.decontaminate.replace("texts/", f"{data}/")}
-    return {"corpus.sources": json.dumps(found), **off}
+    if WEIGHTS[name] is None:
+        return {}
+    found = [{key: value for key, value in source.items() if value is not None} for source in config_lib.load(str(CONFIG)).corpus.sources]
+    if name == "raw":
+        return {"corpus.sources": json.dumps([{key: source[key] for key in AS_IT_LIES if source[key]} for source in found]), **OFF}
+    return {"corpus.sources": json.dumps([source | {"weight": weight} for source, weight in zip(found, WEIGHTS[name], strict=True)])}
 
 
 def train(args, work, name, seed):
@@ -55,7 +51,7 @@ def train(args, work, name, seed):
 
     folder = work / re.sub(r"\W+", "-", name)
     knobs = {
-        **corpus(args.data, name), "data.dir": folder / "prepared",
+        **corpus(name), "data.dir": folder / "prepared",
         "seed": seed, "train.num_steps": args.steps, "optimizer.warmup_steps": 20, "evaluation.every": 0, "evaluation.sample_every": 0,
         "evaluation.rows": 10**6, "checkpoint.every": 0, **dict(text.split("=", 1) for text in args.set),
     }  # fmt: skip
@@ -84,6 +80,9 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or pathlib.Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
+        os.chdir(work)
+        if not pathlib.Path("texts").exists():
+            pathlib.Path("texts").symlink_to(args.data)
         found = {}
         for name in args.only.split(";"):
             runs = [train(args, work, name, seed) for seed in range(args.seeds)]

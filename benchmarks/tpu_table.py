@@ -20,7 +20,7 @@ from lmtiny import config as config_lib
 from lmtiny.parallel import chips
 from lmtiny.planning import meshes, shapes, slices, traffic
 from lmtiny.planning.hlo import Collective
-from lmtiny.planning.memory import memory
+from lmtiny.planning.memory import memory_on
 from lmtiny.planning.survey import survey
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def with_formula(record):
     config = config_lib.load(str(ROOT / "configs" / f"{record['config']}.py"), overrides)
     chip = chips.by_name(slices.parse(record["slice"]).chip)
     config = shapes.with_attention(meshes.with_mesh(config, report["mesh"]), report["mesh"], chip)
-    needs = memory(config, report["mesh"], available=chip.memory)
+    needs = memory_on(chip, config, report["mesh"])
     report["formula"] = {**needs.parts, "needed": needs.needed}
     report["sent"]["formula"] = traffic.total(traffic.traffic(config, report["mesh"]))
     return record

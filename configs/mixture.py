@@ -18,7 +18,7 @@ import pathlib
 
 import ml_collections
 
-from lmtiny.config import defaults
+from lmtiny.config import load
 
 SOURCES = (
     {"name": "books", "path": "texts/books/*.txt", "weight": 0.90, "cleaning": ["unicode", "gutenberg"]},
@@ -32,7 +32,8 @@ SOURCES = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = defaults()
+    config = load(str(pathlib.Path(__file__).with_name("tiny.py")))
+    config.name = ""  # after this file, not after that one
     books, *others = SOURCES
     held_out = max(pathlib.Path("texts/books").glob("*.txt"), default=pathlib.Path()).name
     config.corpus.update(
@@ -41,16 +42,4 @@ def get_config() -> ml_collections.ConfigDict:
             "deduplicate": True, "decontaminate": "texts/benchmarks/",
         }
     )  # fmt: skip
-    config.tokenizer.vocab_size = 4096
-    config.model.update({"num_layers": 4, "width": 192, "num_heads": 2, "context_length": 256})
-    config.optimizer.update(
-        {
-            "name": "muon", "learning_rate": 3e-3, "embedding_learning_rate": 1e-2, "schedule": "linear", "warmup_steps": 20,
-            "warmdown_fraction": 0.6, "final_fraction": 0.0,
-        }
-    )
-    config.train.update({"num_steps": 400, "batch_size": 8})
-    config.evaluation.update({"every": 100, "sample_every": 200})
-    config.checkpoint.every = 100
-    config.log.every = 10
     return config

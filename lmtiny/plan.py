@@ -68,7 +68,7 @@ def main() -> int:
 
     from lmtiny import config as config_lib
     from lmtiny.planning import meshes, shapes, traffic
-    from lmtiny.planning.memory import memory
+    from lmtiny.planning.memory import memory_on
     from lmtiny.planning.roofline import roofline
 
     if args.mesh or meshes.is_default(config):
@@ -76,7 +76,7 @@ def main() -> int:
     shape = config_lib.mesh_shape(config, num_devices)
     console.say(f"{config.name} on {target.name if target else f'{num_devices} x {chip.name}'}, mesh: {meshes.name(shape)}\n")
     config = shapes.with_attention(config, shape, chip)
-    lines, needs = traffic.traffic(config, shape), memory(config, shape, tiled=chip.links > 1, available=chip.memory)
+    lines, needs = traffic.traffic(config, shape), memory_on(chip, config, shape)
     bounds = roofline(config, shape, chip, lines, num_slices)
     report: dict[str, Any] = {
         "config": config.to_dict(), "chip": dataclasses.asdict(chip), "devices": num_devices, "slices": num_slices, "mesh": dict(shape),

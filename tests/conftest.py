@@ -8,16 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from lmtiny.parallel import host
+
 # All of this must stand before jax is imported, and reaches the programs that tests start. jax itself is not imported
 # here: the tests of the ground need none of it.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # adding [T] to [B, T] by accident is an error
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-# Threads and time for devices that wait for each other, as lmtiny.parallel.host.let_emulated_devices_wait gives a run.
-os.environ.setdefault("PJRT_NPROC", "64")
-if "xla_cpu_collective_call_terminate_timeout_seconds" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
+    # Five minutes for devices that wait for each other, not a run's hour: a test that stands still is to end.
+    devices = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
+host.let_emulated_devices_wait()
 
 # Compiled programs are kept from one test run to the next, outside the home folder and outside the repository; a
 # folder of that name that someone else made is not trusted.

@@ -12,7 +12,7 @@ from lmtiny import config as config_lib
 from lmtiny import console
 from lmtiny.errors import UserError
 from lmtiny.parallel.chips import GIB, Chip
-from lmtiny.planning.memory import memory
+from lmtiny.planning.memory import memory_on
 from lmtiny.planning.shapes import Shape, sizes
 
 REFUSED_ABOVE, WARNED_ABOVE = 1.10, 0.95  # of the memory there is: the formula is not exact
@@ -40,7 +40,7 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
     """
     if chip is None or not chip.memory:
         return
-    needed = memory(config, shape, tiled=chip.links > 1, available=chip.memory).needed
+    needed = memory_on(chip, config, shape).needed
     if needed <= WARNED_ABOVE * chip.memory:
         return
     sizes_text = f"about {needed / GIB:,.1f} GiB on each device, which has {chip.memory / GIB:,.1f}"
@@ -78,7 +78,7 @@ def _that_fits(config: ml_collections.ConfigDict, shape: Shape, chip: Chip, over
         new_shape = config_lib.mesh_shape(changed, math.prod(shape.values()))
     except UserError:
         return None
-    needed = memory(changed, new_shape, tiled=chip.links > 1, available=chip.memory).needed
+    needed = memory_on(chip, changed, new_shape).needed
     return Advice(overrides, needed) if needed <= WARNED_ABOVE * chip.memory else None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import ml_collections
 
 from lmtiny import config as config_lib
+from lmtiny.parallel.chips import Chip
 from lmtiny.planning.shapes import Parameter, Shape, Sizes, parameters, saved_leaves, sizes, state_leaves
 
 FLOAT32 = 4
@@ -69,6 +70,11 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
             **_at_work(config, shape, params, made_again, size_of, available),
         }
     )
+
+
+def memory_on(chip: Chip, config: ml_collections.ConfigDict, shape: Shape) -> Memory:
+    """Returns what a train step keeps in the memory of one such chip: TPUs, which have links of their own, pad to tiles."""
+    return memory(config, shape, tiled=chip.links > 1, available=chip.memory)
 
 
 def cache_bytes(config: ml_collections.ConfigDict, num_rows: int = 1, num_slots: int = 0) -> int:

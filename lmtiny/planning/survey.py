@@ -11,7 +11,7 @@ from lmtiny.errors import UserError
 from lmtiny.parallel import chips
 from lmtiny.planning import meshes, shapes, slices
 from lmtiny.planning.fit import WARNED_ABOVE
-from lmtiny.planning.memory import memory
+from lmtiny.planning.memory import memory_on
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of devices that are not counted in slices
 
@@ -65,7 +65,7 @@ def _option(config: ml_collections.ConfigDict, chip: chips.Chip, name: str, num_
         except UserError:
             break
         changed = shapes.with_attention(changed, shape, chip)
-        needed = memory(changed, shape, tiled=chip.links > 1, available=chip.memory).needed
+        needed = memory_on(chip, changed, shape).needed
         last = Option(name, num_devices, mesh, accumulation, changed, needed, needed <= WARNED_ABOVE * chip.memory)
         if last.fits:
             break

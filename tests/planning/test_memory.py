@@ -95,7 +95,7 @@ def test_it_is_what_the_tpu_compiler_says(name, slice_name, gib):
     shape = dict.fromkeys(config_lib.MESH_AXES, 1) | {"fsdp": one.num_chips}
     config = meshes.with_mesh(config_lib.load(str(CONFIGS / f"{name}.py")), shape)
     config = shapes.with_attention(config, shape, chip)
-    assert memory.memory(config, shape, available=chip.memory).needed / 2**30 == pytest.approx(gib, rel=0.05)
+    assert memory.memory_on(chip, config, shape).needed / 2**30 == pytest.approx(gib, rel=0.05)
 
 
 def test_the_gradient_of_a_chunk_of_logits_counts_where_there_is_room_for_it():
