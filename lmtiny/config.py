@@ -173,8 +173,6 @@ def check(config: ml_collections.ConfigDict) -> None:
          config.tokenizer.vocab_size >= 2**32),
         (f"tokenizer.cut = {config.tokenizer.cut} cuts a ready tokenizer: name one with tokenizer.path, or set tokenizer.vocab_size",
          config.tokenizer.cut and not config.tokenizer.path),
-        (f"model.value_embeddings = {model.value_embeddings} is more than model.num_layers = {model.num_layers}",
-         model.value_embeddings > model.num_layers),
         (f"model.window_pattern = {model.window_pattern!r} has an S but model.window is 0",
          "S" in model.window_pattern and not model.window),
     ):

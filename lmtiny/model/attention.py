@@ -1,7 +1,6 @@
 """Causal self-attention with grouped heads, windows, packed documents and a cache.
 
-B batch, T queries, S keys, D width, H query heads, K key/value heads, G = H/K, N head size, L layers,
-E = K N, n layers with value embeddings, X = n E.
+B batch, T queries, S keys, D width, H query heads, K key/value heads, G = H/K, N head size, L layers.
 """
 
 import functools
@@ -27,15 +26,11 @@ class Rows(NamedTuple):
 
     positions_BT: in the document; angles: of the rotary embedding, or None; both of the time steps that are here.
     segments_BS: the document each token of the whole row belongs to, or None.
-    start_BTD: what entered the first block, where blocks mix it in, or None; values_BTX: the tokens' own parts of the values
-    (`model.value_embeddings`), for n layers K N numbers each, or None; both of the time steps between the matrices.
     """
 
     positions_BT: jax.Array
     angles: tuple[jax.Array, jax.Array] | None
     segments_BS: jax.Array | None
-    start_BTD: jax.Array | None = None
-    values_BTX: jax.Array | None = None
 
 
 class Window(NamedTuple):
@@ -61,18 +56,13 @@ class Attention(nnx.Module):
         self.qk_norm, self.epsilon = config.qk_norm, config.norm_epsilon
         self.implementation, self.chunk, self.soft_cap = config.attention, config.attention_chunk, config.attention_soft_cap
 
-    def __call__(
-        self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None, values_BTE: jax.Array | None
-    ) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
         """Returns (y_BTD, the cache with this call's keys and values written at their positions).
 
-        values_BTE, K N numbers for each token of all devices, are added to the values (arXiv 2410.17897).  With a cache the keys are
-        those of the cache, slot = position, and segments are not looked at: one document a row.
+        With a cache the keys are those of the cache, slot = position, and segments are not looked at: one document a row.
         """
         x_BTD = collectives.gather(x_BTD, "sequence", 1)
         q_BTHN, k_BTKN, v_BTKN = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
-        if values_BTE is not None:
-            v_BTKN += collectives.exchange(values_BTE, "sequence", 2, 1).reshape(v_BTKN.shape)  # its heads, of all time steps
         if self.qk_norm:
             q_BTHN, k_BTKN = rms_norm(q_BTHN, self.epsilon), rms_norm(k_BTKN, self.epsilon)
         if rows.angles is not None:

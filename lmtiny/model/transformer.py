@@ -1,7 +1,6 @@
 """The Transformer: token ids -> logits.
 
-B batch, T time, S cache slots, D width, V vocabulary (padded), L layers, K key/value heads, N head size,
-E = K N, n layers with value embeddings, X = n E.
+B batch, T time, S cache slots, D width, V vocabulary (padded), L layers, K key/value heads, N head size.
 
 Blocks are stored stacked, every parameter with a leading "layer" axis, whether they are scanned (one compiled block, run
 L times) or unrolled; so a checkpoint does not depend on that choice.
@@ -39,18 +38,13 @@ class Block(nnx.Module):
         out_scale = 0.0 if config.zero_projections else 1 / math.sqrt(2 * config.num_layers) if config.init == "gpt" else 1.0
         self.attention_norm, self.attention = Norm(config), Attention(config, rngs, out_scale)
         self.mlp_norm, self.mlp = Norm(config), (Experts if config.num_experts else Mlp)(config, rngs, out_scale)
-        # As in nanochat and modded-nanogpt: at first x0 is left out.
-        self.mixing = nnx.data(nnx.Param(jnp.array([1.0, 0.0]), axes=(None,)) if config.residual_mixing else None)
         self.dropout = config.dropout
 
     def __call__(
-        self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None, key: jax.Array | None, values_BTE: jax.Array | None
+        self, x_BTD: jax.Array, rows: Rows, window: Window, cache: Cache | None, key: jax.Array | None
     ) -> tuple[jax.Array, Cache | None, Losses]:
         keys = jax.random.split(key) if key is not None else (None, None)
-        if self.mixing is not None:
-            a, b = self.mixing[...].astype(x_BTD.dtype)
-            x_BTD = a * x_BTD + b * rows.start_BTD
-        y_BTD, cache = self.attention(self.attention_norm(x_BTD), rows, window, cache, values_BTE)
+        y_BTD, cache = self.attention(self.attention_norm(x_BTD), rows, window, cache)
         x_BTD += dropout(y_BTD, self.dropout, keys[0])
         y_BTD, losses = self.mlp(self.mlp_norm(x_BTD))
         return x_BTD + dropout(y_BTD, self.dropout, keys[1]), cache, losses
@@ -67,9 +61,6 @@ class Transformer(nnx.Module):
         self.embedding = Table(rngs, rows, model.width, "table")
         self.positions = nnx.data(Table(rngs, model.context_length, model.width, None) if model.position == "learned" else None)
         self.pairs = nnx.data(Table(rngs, model.pair_rows, model.width, "table", std=0.0) if model.pair_rows else None)
-        value_size = model.value_embeddings * config_lib.num_kv_heads(model) * config_lib.head_dim(model)
-        self.values = nnx.data(Table(rngs, rows, value_size, "table") if value_size else None)
-        self.embedding_norm = nnx.data(Norm(model) if model.embedding_norm else None)
         self.blocks = _stack(lambda key: Block(model, nnx.Rngs(key)), model.num_layers, rngs.params())
         self.final_norm = Norm(model)
         self.head = nnx.data(None if model.tied_embeddings else Head(rngs, model.width, rows))
@@ -95,16 +86,13 @@ class Transformer(nnx.Module):
         if cache is not None and "token" in cache:
             read_BS = written(cache["token"], tokens_BT, positions_BT)
             cache = {name: cache[name] for name in ("key", "value")}
-        x_BTD, values_BTX = self._looked_up(tokens_BT, positions_BT, read_BS, dtype)
+        x_BTD = self._looked_up(tokens_BT, positions_BT, read_BS, dtype)
         positions_BT = own_time(positions_BT)
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, collectives.part("batch", "time", "sequence"))
             x_BTD = dropout(x_BTD, c.dropout, jax.random.fold_in(dropout_key, c.num_layers))
-        if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
         angles = rope_angles(positions_BT, config_lib.head_dim(c), c.rope_base) if c.position == "rope" else None
-        segments_BT, start_BTD = segments_BT if c.mask_documents else None, x_BTD if c.residual_mixing else None
-        rows = Rows(positions_BT, angles, segments_BT, start_BTD, values_BTX)
+        rows = Rows(positions_BT, angles, segments_BT if c.mask_documents else None)
         if collectives.parts("layer") == 1:
             x_BTD, (cache, losses) = self._run_blocks(x_BTD, rows, cache, dropout_key)
         else:
@@ -120,15 +108,15 @@ class Transformer(nnx.Module):
 
     def _looked_up(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None, dtype: Any
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Returns (the sum of the vectors of tokens, pairs and positions, the tokens' parts of values), of the time steps here."""
+    ) -> jax.Array:
+        """Returns the sum of the vectors of tokens, pairs and positions, of the time steps here."""
         own_BT = own_time(tokens_BT)
         x_BTD = self.embedding(own_BT, dtype)
         if self.pairs is not None:
             x_BTD += self.pairs(own_time(pair_rows(tokens_BT, positions_BT, read_BS, self.config["pair_rows"])), dtype)
         if self.positions is not None:
             x_BTD += self.positions(collectives.own_part(own_time(positions_BT), "sequence", 1), dtype)
-        return x_BTD, self.values(own_BT, dtype) if self.values is not None else None
+        return x_BTD
 
     def _run_blocks(
         self, x_BTD: jax.Array, rows: Rows, cache: Cache | None, dropout_key: jax.Array | None
@@ -142,8 +130,7 @@ class Transformer(nnx.Module):
             params, number, traced_kind, layer_cache = layer
             key = jax.random.fold_in(dropout_key, number) if dropout_key is not None and c.dropout else None
             window = Window(sizes, traced_kind if kind is None else kind)
-            values_BTE = _values_of(rows.values_BTX, number, c)
-            x_BTD, layer_cache, losses = nnx.merge(graph, params)(x_BTD, rows, window, layer_cache, key, values_BTE)
+            x_BTD, layer_cache, losses = nnx.merge(graph, params)(x_BTD, rows, window, layer_cache, key)
             return x_BTD, (layer_cache, losses)
 
         num_layers = len(kinds)
@@ -214,15 +201,6 @@ def _windows_here(model: ml_collections.ConfigDict) -> tuple[tuple[int, ...], li
     if all(stage == stages[0] for stage in stages):
         return sizes, stages[0], first_layer
     return sizes, jnp.array(stages)[collectives.part("layer")], first_layer
-
-
-def _values_of(values_BTX: jax.Array | None, layer: jax.Array, model: ml_collections.ConfigDict) -> jax.Array | None:
-    """Returns the part of `Rows.values_BTX` that is of this layer, zeros before the last model.value_embeddings layers."""
-    if values_BTX is None:
-        return None
-    values_BTnE = values_BTX.reshape(*values_BTX.shape[:2], model.value_embeddings, -1)
-    number = layer - (model.num_layers - model.value_embeddings)
-    return jnp.where(number >= 0, jax.lax.dynamic_index_in_dim(values_BTnE, jnp.maximum(number, 0), 2, keepdims=False), 0)
 
 
 def init_cache(config: ml_collections.ConfigDict, batch_size: int, num_slots: int) -> Cache:

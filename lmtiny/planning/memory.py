@@ -182,5 +182,4 @@ def _block_at_work(config: ml_collections.ConfigDict, shape: Shape, size_of: Siz
         return 0.0
     alone = copy.deepcopy(config)
     alone.model.remat, alone.model.num_layers, alone.model.scan_layers = "none", shape["pipeline"], True
-    alone.model.value_embeddings = min(1, config.model.value_embeddings)
     return AT_ONCE * sum(size_of(*leaf) for leaf in saved_leaves(alone, shape))

@@ -108,9 +108,7 @@ def _sequence(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list
     scattered sums a block and pass, mirrored backward; recomputed but for the block's last sum."""
     tensor, passes = shape["tensor"], z.A * z.L * z.ticks / z.M
     whole = z.b * z.T * z.D * z.c * _share(tensor) * passes
-    c, remat = config.model, config.model.remat
-    values = whole / z.D * z.K * z.N * bool(c.value_embeddings)  # all layers exchange: those without values add zeros
-    values_kept = remat == "none" or (remat in ("names", "offload") and "value" in c.remat_names)
+    remat = config.model.remat
     again = 0 if remat == "none" and shape["fsdp"] == 1 else 2 if remat == "none" else 3
     return [
         Line("activations of blocks, forward: gathered", "all-gather", ("tensor",), 2 * whole),
@@ -119,7 +117,6 @@ def _sequence(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list
         Line("activations of blocks, recomputed: summed", "reduce-scatter", ("tensor",), max(again - 2, 0) * whole),
         Line("activations of blocks, backward: gathered", "all-gather", ("tensor",), 2 * whole),
         Line("activations of blocks, backward: summed", "reduce-scatter", ("tensor",), 2 * whole),
-        Line("value embeddings, time for heads, and back", "all-to-all", ("tensor",), values * (2 if values_kept else 3)),
     ]
 
 
@@ -157,7 +154,7 @@ def _vocabulary(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> li
     tensor, stages = shape["tensor"], shape["pipeline"]
     over = tuple(name for name in ("pipeline", "tensor") if shape[name] > 1)
     x = z.A * z.b * z.T * z.D * z.c
-    looked_up = z.A * z.b * z.T * (z.D * (1 + bool(config.model.pair_rows)) + z.K * tensor * z.N * config.model.value_embeddings) * z.c
+    looked_up = z.A * z.b * z.T * z.D * (1 + bool(config.model.pair_rows)) * z.c
     numbers = z.A * z.b * z.T * FLOAT32 * 2 * _share(tensor * stages)
     tokens, chunk = z.b * z.T, config.train.loss_chunk
     chunked = 0 < chunk < tokens

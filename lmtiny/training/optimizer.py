@@ -1,7 +1,7 @@
 """Learning-rate schedules, and AdamW or Muon over groups of parameters.
 
 A parameter's group follows from its name and axes: "matrix" (inside blocks), "embedding" (tables), "head", and "scalar"
-(norms, biases, residual mixing).  Each group has a peak rate and weight decay of its own under one schedule.
+(norms, biases).  Each group has a peak rate and weight decay of its own under one schedule.
 """
 
 from typing import Any

@@ -36,10 +36,9 @@ CHANGES = [
     ({"data": 4, "tensor": 2}, {"model.remat": "none"}),
     ({"context": 2, "tensor": 2, "fsdp": 2}, {"model.remat": "dots"}),
     ({"fsdp": 4, "tensor": 2}, {"model.remat": "names", "model.num_kv_heads": 2}),
-    ({"fsdp": 2, "tensor": 4}, {"model.value_embeddings": 2, "model.num_kv_heads": 4, "model.residual_mixing": True}),
-    ({"fsdp": 2, "tensor": 4}, {"model.value_embeddings": 1, "model.remat": "none", "model.scan_layers": False}),
-    ({"data": 2, "tensor": 4}, {"model.value_embeddings": 4, "model.remat": "names", "model.remat_names": ("value", "attended")}),
-    ({"pipeline": 2, "tensor": 2, "fsdp": 2}, {"model.value_embeddings": 3, "model.scan_layers": False, "model.pair_rows": 64}),
+    ({"fsdp": 2, "tensor": 4}, {"model.remat": "none", "model.scan_layers": False}),
+    ({"data": 2, "tensor": 4}, {"model.remat": "names", "model.remat_names": ("value", "attended")}),
+    ({"pipeline": 2, "tensor": 2, "fsdp": 2}, {"model.scan_layers": False, "model.pair_rows": 64}),
 ]
 
 
