@@ -11,6 +11,9 @@ RECIPE = {
     "projections not from zero": {"model.zero_projections": False},
     "no pairs of tokens": {"model.pair_rows": 0},
     "pairs of tokens, 65,536 rows": {"model.pair_rows": 65536},
+    "induction by 1 and 2 tokens": {"model.induction": 2},
+    "induction by 1 to 3 tokens": {"model.induction": 3},
+    "induction by 2, pairs 65,536, 1 layer": {"model.induction": 2, "model.pair_rows": 65536, "model.num_layers": 1},
     "logit soft cap 15": {"model.logit_soft_cap": 15.0},
     "windows of 64, SL": {"model.window": 64, "model.window_pattern": "SL"},
     "documents not masked": {"model.mask_documents": False},
@@ -62,4 +65,6 @@ QUESTIONS = {
     "vocabulary 4,096": {"tokenizer.vocab_size": 4096},
     "vocabulary 16,384": {"tokenizer.vocab_size": 16384},
     "vocabulary 32,768": {"tokenizer.vocab_size": 32768},
+    "pairs of tokens, 65,536 rows": {"model.pair_rows": 65536},
+    "induction by 1 and 2 tokens": {"model.induction": 2},
 }  # fmt: skip

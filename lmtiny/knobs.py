@@ -170,6 +170,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("init", str, "gpt", "", "of the matrices inside blocks: gpt: normal(0.02); xavier; kaiming (embedding and head: always normal(0.02))", one_of("gpt", "xavier", "kaiming")),
         Knob("zero_projections", bool, True, "", "output matrices of attention and MLP start at zero (else scaled by 1/sqrt(2L) under gpt)"),
         Knob("pair_rows", int, 0, "rows", "of a table of vectors for pairs of tokens, each and the one before it, added to the embedding; pairs share rows by hash; 0: none", at_least(0)),
+        Knob("induction", int, 0, "n-grams", "for n = 1 to this, the vector of the token that followed where the last n tokens stood before is added to the embedding; 0: none", at_least(0)),
         Knob("vocab_multiple", int, 1, "tokens", "rows of embedding and head are padded to a multiple, so that a mesh divides them", at_least(1)),
         Knob("scan_layers", bool, False, "", "one compiled block run L times (compiles fast); else L blocks in a row (runs faster on CPU)"),
         Knob("remat", str, "none", "", "recompute in the backward pass: nothing; all but matmul results; all but remat_names; the same, kept in the host's memory; whole blocks", one_of("none", "dots", "names", "offload", "block")),
@@ -180,7 +181,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
     "optimizer": (
         Knob("name", str, "muon", "", "adamw; muon: Muon for matrices inside blocks, AdamW for the rest", one_of("adamw", "muon")),
         Knob("learning_rate", float, 3e-4, "", "peak rate of the matrices inside blocks", above(0)),
-        Knob("embedding_learning_rate", float, 0.0, "", "peak rate of the tables: of tokens, pairs, positions; 0: learning_rate", at_least(0)),
+        Knob("embedding_learning_rate", float, 0.0, "", "peak rate of the tables: of tokens, pairs, followers, positions; 0: learning_rate", at_least(0)),
         Knob("head_learning_rate", float, 0.0, "", "peak rate of the head; 0: learning_rate", at_least(0)),
         Knob("scalar_learning_rate", float, 0.0, "", "peak rate of norms and biases; 0: learning_rate", at_least(0)),
         Knob("schedule", str, "cosine", "", "after the warmup: cosine; linear: constant, then linear warmdown; constant", one_of("cosine", "linear", "constant")),

@@ -38,20 +38,20 @@ def _init(config: ml_collections.ConfigDict, seed: jax.Array) -> Tree:
 
 
 def count_parameters(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Returns {"embedding", "positions", "pairs", "blocks", "norm", "head", "total"} -> parameters.
+    """Returns {"embedding", "positions", "pairs", "followers", "blocks", "norm", "head", "total"} -> parameters.
 
     Padding of the vocabulary is left out.
     """
     _, shapes, _ = abstract(config)
     parts = {
-        "embedding": ("embedding",), "positions": ("positions",), "pairs": ("pairs",), "blocks": ("blocks",),
+        "embedding": ("embedding",), "positions": ("positions",), "pairs": ("pairs",), "followers": ("followers",), "blocks": ("blocks",),
         "norm": ("final_norm",), "head": ("head",),
     }  # fmt: skip
     counts = {
         name: sum(math.prod(leaf.shape) for path in paths for leaf in jax.tree.leaves(shapes.get(path))) for name, paths in parts.items()
     }
     rows, vocab_size = config_lib.padded_vocab(config), config.tokenizer.vocab_size
-    for name in ("embedding", "head"):
+    for name in ("embedding", "followers", "head"):
         counts[name] = counts[name] // rows * vocab_size
     counts["total"] = sum(counts.values())
     return counts

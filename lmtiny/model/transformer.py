@@ -18,6 +18,7 @@ from flax import nnx
 from lmtiny import config as config_lib
 from lmtiny.model.attention import Attention, Cache, Rows, Window, written
 from lmtiny.model.experts import Experts
+from lmtiny.model.induction import followers
 from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
 from lmtiny.model.rematerialisation import rematerialised
 from lmtiny.model.tables import Head, Table, pair_rows
@@ -61,6 +62,7 @@ class Transformer(nnx.Module):
         self.embedding = Table(rngs, rows, model.width, "table")
         self.positions = nnx.data(Table(rngs, model.context_length, model.width, None) if model.position == "learned" else None)
         self.pairs = nnx.data(Table(rngs, model.pair_rows, model.width, "table", std=0.0) if model.pair_rows else None)
+        self.followers = nnx.data(Table(rngs, rows, model.width, "table", std=0.0) if model.induction else None)
         self.blocks = _stack(lambda key: Block(model, nnx.Rngs(key)), model.num_layers, rngs.params())
         self.final_norm = Norm(model)
         self.head = nnx.data(None if model.tied_embeddings else Head(rngs, model.width, rows))
@@ -86,13 +88,14 @@ class Transformer(nnx.Module):
         if cache is not None and "token" in cache:
             read_BS = written(cache["token"], tokens_BT, positions_BT)
             cache = {name: cache[name] for name in ("key", "value")}
-        x_BTD = self._looked_up(tokens_BT, positions_BT, read_BS, dtype)
+        segments_BT = segments_BT if c.mask_documents else None
+        x_BTD = self._looked_up(tokens_BT, positions_BT, segments_BT, read_BS, dtype)
         positions_BT = own_time(positions_BT)
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, collectives.part("batch", "time", "sequence"))
             x_BTD = dropout(x_BTD, c.dropout, jax.random.fold_in(dropout_key, c.num_layers))
         angles = rope_angles(positions_BT, config_lib.head_dim(c), c.rope_base) if c.position == "rope" else None
-        rows = Rows(positions_BT, angles, segments_BT if c.mask_documents else None)
+        rows = Rows(positions_BT, angles, segments_BT)
         if collectives.parts("layer") == 1:
             x_BTD, (cache, losses) = self._run_blocks(x_BTD, rows, cache, dropout_key)
         else:
@@ -107,16 +110,30 @@ class Transformer(nnx.Module):
         return self.final_norm(x_BTD), cache, losses
 
     def _looked_up(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None, dtype: Any
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array | None, read_BS: jax.Array | None, dtype: Any
     ) -> jax.Array:
-        """Returns the sum of the vectors of tokens, pairs and positions, of the time steps here."""
-        own_BT = own_time(tokens_BT)
-        x_BTD = self.embedding(own_BT, dtype)
+        """Returns the sum of the vectors of tokens, pairs, followers and positions, of the time steps here."""
+        x_BTD = self.embedding(own_time(tokens_BT), dtype)
         if self.pairs is not None:
             x_BTD += self.pairs(own_time(pair_rows(tokens_BT, positions_BT, read_BS, self.config["pair_rows"])), dtype)
+        if self.followers is not None:
+            # m: the rows for n = 1, then those for n = 2, ...; looked up at once.
+            next_mT = own_time(jnp.concatenate(self._following(tokens_BT, positions_BT, segments_BT, read_BS)))
+            there_mT1 = (collectives.own_part(next_mT, "sequence", 1) >= 0)[..., None]
+            found_mTD = jnp.where(there_mT1, self.followers(jnp.maximum(next_mT, 0), dtype), 0)
+            x_BTD += jnp.sum(found_mTD.reshape(-1, *x_BTD.shape), axis=0)
         if self.positions is not None:
             x_BTD += self.positions(collectives.own_part(own_time(positions_BT), "sequence", 1), dtype)
         return x_BTD
+
+    def _following(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array | None, read_BS: jax.Array | None
+    ) -> list[jax.Array]:
+        """Returns `followers`, of what the cache has read where there is one."""
+        if read_BS is None:
+            return followers(tokens_BT, segments_BT, self.config["induction"])
+        found = followers(read_BS, None, self.config["induction"])
+        return [jnp.take_along_axis(next_BS, positions_BT, axis=1) for next_BS in found]
 
     def _run_blocks(
         self, x_BTD: jax.Array, rows: Rows, cache: Cache | None, dropout_key: jax.Array | None
@@ -206,12 +223,12 @@ def _windows_here(model: ml_collections.ConfigDict) -> tuple[tuple[int, ...], li
 def init_cache(config: ml_collections.ConfigDict, batch_size: int, num_slots: int) -> Cache:
     """Returns an empty cache for `num_slots` positions of `batch_size` rows: {"key", "value"} [L, B, S, K, N], compute type.
 
-    With model.pair_rows also {"token"} [B, S], which are read back as the tokens before.
+    With model.pair_rows or model.induction also {"token"} [B, S], which are read back as the tokens before.
     """
     c = config.model
     shape = (c.num_layers, batch_size, num_slots, config_lib.num_kv_heads(c), config_lib.head_dim(c))
     cache = {"key": jnp.zeros(shape, c.compute_dtype), "value": jnp.zeros(shape, c.compute_dtype)}
-    return cache | ({"token": jnp.zeros((batch_size, num_slots), jnp.int32)} if c.pair_rows else {})
+    return cache | ({"token": jnp.zeros((batch_size, num_slots), jnp.int32)} if c.pair_rows or c.induction else {})
 
 
 def _stack(make: Any, num_layers: int, key: jax.Array) -> Block:

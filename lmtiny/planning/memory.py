@@ -78,11 +78,14 @@ def memory_on(chip: Chip, config: ml_collections.ConfigDict, shape: Shape) -> Me
 
 
 def cache_bytes(config: ml_collections.ConfigDict, num_rows: int = 1, num_slots: int = 0) -> int:
-    """Returns the bytes a chat keeps of what it read: keys, values, and tokens for model.pair_rows; `num_slots` 0: the whole context."""
+    """Returns the bytes a chat keeps of what it read: keys, values, tokens for model.pair_rows and model.induction.
+
+    `num_slots` 0: the whole context.
+    """
     c = config.model
     one = sizes(config, dict.fromkeys(config_lib.MESH_AXES, 1))
     tokens = num_rows * (num_slots or c.context_length)
-    return tokens * (2 * c.num_layers * one.K * one.N * one.c + (4 if c.pair_rows else 0))
+    return tokens * (2 * c.num_layers * one.K * one.N * one.c + (4 if c.pair_rows or c.induction else 0))
 
 
 def tiled_bytes(shape: tuple[int, ...], itemsize: int) -> int:

@@ -39,7 +39,7 @@ class Parameter:
     @property
     def part(self) -> str:
         """What it belongs to, in a reader's words."""
-        names = {"pairs": "pairs of tokens", "final_norm": "norms"}
+        names = {"pairs": "pairs of tokens", "followers": "followers of n-grams", "final_norm": "norms"}
         return names.get(self.path[0], self.path[0])
 
 

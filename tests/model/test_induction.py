@@ -1,0 +1,40 @@
+"""What followed where the last tokens stood before."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmtiny.model.induction import followers
+
+
+def looked_for(tokens, segments, length):
+    """The same by looking: the last earlier place of the n-gram in the same document, and the token after it."""
+    found = np.full(tokens.shape, -1)
+    for row, (ids, documents) in enumerate(zip(tokens, segments, strict=True)):
+        for here in range(length - 1, len(ids)):
+            for there in range(length - 1, here):
+                grams = ids[there - length + 1 : there + 1], ids[here - length + 1 : here + 1]
+                if documents[there - length + 1] == documents[here] and np.array_equal(*grams):
+                    found[row, here] = ids[there + 1]
+    return found
+
+
+def test_it_is_the_token_after_the_last_occurrence():
+    tokens = jnp.array([[1, 2, 3, 1, 2, 4, 1, 2, 9]])
+    one, two = followers(tokens, None, 2)
+    np.testing.assert_array_equal(one[0], [-1, -1, -1, 2, 3, -1, 2, 4, -1])
+    np.testing.assert_array_equal(two[0], [-1, -1, -1, -1, 3, -1, -1, 4, -1])
+
+
+def test_it_is_what_looking_finds():
+    tokens = np.array(jax.random.randint(jax.random.key(0), (3, 40), 0, 5))
+    segments = np.zeros_like(tokens)
+    segments[1, 17:], segments[2, 10:], segments[2, 30:] = 1, 1, 2
+    for length, found in enumerate(followers(jnp.array(tokens), jnp.array(segments), 3), 1):
+        np.testing.assert_array_equal(found, looked_for(tokens, segments, length))
+
+
+def test_what_comes_later_changes_nothing():
+    tokens = jax.random.randint(jax.random.key(1), (2, 30), 0, 4)
+    for whole, part in zip(followers(tokens, None, 3), followers(tokens.at[:, 20:].set(0), None, 3), strict=True):
+        np.testing.assert_array_equal(whole[:, :20], part[:, :20])
