@@ -40,10 +40,10 @@ RECIPE = {
     "vocabulary 8,192": {"tokenizer.vocab_size": 8192},
 }
 
-# Shrunk twins of configs/d4_38m.py, d7_38m.py and d29_38m.py (a quarter of the width, a sixteenth of the parameters, split in
-# thirds as there), and what one would ask of the first.
+# Shrunk twins of configs/d4_38m.py, d7_38m.py and d29_38m.py (a quarter of width and context, a sixteenth of the parameters,
+# split in thirds as there), and what one would ask of the first.
 QUESTIONS_BASE = {
-    "tokenizer.vocab_size": 6144, "model.num_layers": 4, "model.width": 128, "model.num_heads": 4, "model.context_length": 512,
+    "tokenizer.vocab_size": 6144, "model.num_layers": 4, "model.width": 128, "model.num_heads": 4, "model.context_length": 256,
     "model.pair_rows": 0, "train.batch_size": 8,
 }  # fmt: skip
 QUESTIONS = {
@@ -61,7 +61,7 @@ QUESTIONS = {
     "MLP ratio 2.5": {"model.mlp_ratio": 2.5},
     "GELU": {"model.activation": "gelu"},
     "SwiGLU, same parameters": {"model.activation": "swiglu", "model.mlp_ratio": 8 / 3},
-    "context 1,024": {"model.context_length": 1024, "train.batch_size": 4},
+    "twice the context": {"model.context_length": 512, "train.batch_size": 4},
     "vocabulary 4,096": {"tokenizer.vocab_size": 4096},
     "vocabulary 16,384": {"tokenizer.vocab_size": 16384},
     "vocabulary 32,768": {"tokenizer.vocab_size": 32768},

@@ -26,7 +26,7 @@ def followers(tokens_BT: jax.Array, segments_BT: jax.Array | None, num_lengths: 
     found = []
     for back in range(num_lengths):
         token_BT, segment_BT = (
-            jnp.pad(of_BT[:, : num_tokens - back], ((0, 0), (back, 0)), constant_values=-1) for of_BT in (tokens_BT, segments_BT)
+            jnp.pad(of_BT, ((0, 0), (back, 0)), constant_values=-1)[:, :num_tokens] for of_BT in (tokens_BT, segments_BT)
         )
         token_BT = jnp.where(segment_BT == segments_BT, token_BT, -1)  # before a document's first token there is none
         hashes_BT = _mixed(hashes_BT ^ token_BT.astype(jnp.uint32))

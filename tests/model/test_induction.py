@@ -38,3 +38,7 @@ def test_what_comes_later_changes_nothing():
     tokens = jax.random.randint(jax.random.key(1), (2, 30), 0, 4)
     for whole, part in zip(followers(tokens, None, 3), followers(tokens.at[:, 20:].set(0), None, 3), strict=True):
         np.testing.assert_array_equal(whole[:, :20], part[:, :20])
+
+
+def test_a_row_may_be_shorter_than_the_n_grams():
+    assert [found.tolist() for found in followers(jnp.array([[4]]), None, 3)] == [[[-1]]] * 3
