@@ -7,6 +7,11 @@
 A base model goes on with the text it is given. Without --prompt, each line typed is a prompt; an empty line or Ctrl-D ends.
 """
 
+from lmtiny import ctrl_c
+
+if __name__ == "__main__":
+    ctrl_c.end_at_once()  # before the imports below, which take their time
+
 import argparse
 import sys
 
@@ -29,11 +34,12 @@ def main() -> int:
     args = command_line.parse_plain(__doc__, flags)
 
     # Imported once the command line is known to be right: --help and refusals answer at once.
-    from lmtiny.parallel import host
-    from lmtiny.parallel.mesh import use_compile_cache
-    from lmtiny.sampling.generate import Decoder
-    from lmtiny.sampling.load import load_model
-    from lmtiny.tokenizer import StreamDecoder, warning_about
+    with ctrl_c.imports():
+        from lmtiny.parallel import host
+        from lmtiny.parallel.mesh import use_compile_cache
+        from lmtiny.sampling.generate import Decoder
+        from lmtiny.sampling.load import load_model
+        from lmtiny.tokenizer import StreamDecoder, warning_about
 
     host.leave_out_missing_tpu()
     use_compile_cache()

@@ -7,15 +7,14 @@ Nothing here is slow to import: rich is loaded only when a bar is drawn.
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from lmtiny import ctrl_c
 from lmtiny.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(0x20), *range
 
 _bar: "RichProgress | None" = None  # the bar on the screen, if any
 _silent = False
-interrupted = False  # Ctrl-C was heard; its exception gets lost where it meets a callback of the garbage collector
 
 
 def silence(silent: bool = True) -> None:
@@ -226,20 +224,13 @@ def _new_bar() -> "RichProgress":
     )
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    global interrupted
-    interrupted = True
-    raise KeyboardInterrupt
-
-
-def run_main(main: Callable[[], int | None]) -> NoReturn:
+def run_main(main: Callable[[], int | None], to_go_on: str = "") -> NoReturn:
     """Runs an entry point and exits with what it returns (None: 0).
 
-    UserError becomes one line on stderr and exit 1; Ctrl-C a line and exit 130; a reader that went away (`| head`) is
-    no error to talk about, exit 1; any other exception keeps its traceback, exit 1.
+    UserError becomes one line on stderr and exit 1; Ctrl-C a line, which ends with how `to_go_on`, and exit 130; a reader
+    that went away (`| head`) is no error to talk about, exit 1; any other exception keeps its traceback, exit 1.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where SIGINT is ignored, as in a script's background
-        signal.signal(signal.SIGINT, _interrupt)
+    ctrl_c.raise_it()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a sample in another script must not end a run on an ASCII terminal
@@ -253,16 +244,22 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         code = _ended(f"lmtiny: error: {' '.join(str(error).split())}", 1)
     except KeyboardInterrupt:
-        _ended("lmtiny: interrupted", 130)
-        sys.stdout.flush()
-        os._exit(130)  # at once: libraries whose threads are at work have been seen to crash in an orderly exit
+        _interrupted(to_go_on)
     except BrokenPipeError:
         # Python flushes stdout once more at exit and would complain: let it flush into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except Exception:
+        if ctrl_c.heard:  # an import that it broke off, say
+            _interrupted(to_go_on)
         code = _ended(traceback.format_exc().rstrip(), 1)
     sys.exit(code)
+
+
+def _interrupted(to_go_on: str) -> NoReturn:
+    _ended(f"lmtiny: interrupted{to_go_on and f'; {to_go_on}'}", ctrl_c.EXIT)
+    sys.stdout.flush()
+    os._exit(ctrl_c.EXIT)  # at once: libraries whose threads are at work have been seen to crash in an orderly exit
 
 
 def _ended(line: str, code: int) -> int:

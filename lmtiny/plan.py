@@ -11,6 +11,11 @@ by libtpu, which needs no TPU either: pip install -e ".[tpu]". Where no mesh is 
 is chosen.
 """
 
+from lmtiny import ctrl_c
+
+if __name__ == "__main__":
+    ctrl_c.end_at_once()  # before the imports below, which take their time
+
 import argparse
 import dataclasses
 import json

@@ -11,6 +11,11 @@ With --config.tokenizer.kind=superword, tokens reach across spaces: shorter rows
 encoded otherwise than in running text (docs/tokenizers.md).
 """
 
+from lmtiny import ctrl_c
+
+if __name__ == "__main__":
+    ctrl_c.end_at_once()  # before the imports below, which take their time
+
 import argparse
 import pathlib
 import shlex
@@ -68,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    console.run_main(main)
+    console.run_main(main, "the same command goes on from what is finished")

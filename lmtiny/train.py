@@ -10,6 +10,11 @@ A run is a folder (--workdir): config.json, tokenizer/, checkpoints/, metrics.js
 tensorboard/. The same command started again goes on from the newest intact checkpoint.
 """
 
+from lmtiny import ctrl_c
+
+if __name__ == "__main__":
+    ctrl_c.end_at_once()  # before the imports below, which take their time
+
 import argparse
 import contextlib
 import pathlib
@@ -38,14 +43,15 @@ def main() -> int:
     started = time.monotonic()
     config, args = command_line.parse(__doc__, flags)
 
-    import jax
+    with ctrl_c.imports():
+        import jax
 
-    from lmtiny.data import prepare
-    from lmtiny.model import attend
-    from lmtiny.parallel import host
-    from lmtiny.parallel import mesh as mesh_lib
-    from lmtiny.planning import fit
-    from lmtiny.training import reporter, run_folder
+        from lmtiny.data import prepare
+        from lmtiny.model import attend
+        from lmtiny.parallel import host
+        from lmtiny.parallel import mesh as mesh_lib
+        from lmtiny.planning import fit
+        from lmtiny.training import reporter, run_folder
 
     host.leave_out_missing_tpu()
     host.keep_freed_memory()
@@ -78,15 +84,16 @@ def main() -> int:
 def train(
     config: "ml_collections.ConfigDict", data: "Prepared", mesh: "jax.sharding.Mesh", workdir: pathlib.Path, first_step: int, started: float
 ) -> int:
-    from lmtiny.data import loader
-    from lmtiny.model import attend, size
-    from lmtiny.parallel.mesh import local_rows, place_batch
-    from lmtiny.sampling.generate import Decoder
-    from lmtiny.sampling.samples import samples
-    from lmtiny.training import checkpoint, evaluation, interrupt, reporter, run_folder
-    from lmtiny.training.optimizer import make_optimizer
-    from lmtiny.training.state import abstract_state, init_state
-    from lmtiny.training.step import make_eval_step, make_train_step
+    with ctrl_c.imports():
+        from lmtiny.data import loader
+        from lmtiny.model import attend, size
+        from lmtiny.parallel.mesh import local_rows, place_batch
+        from lmtiny.sampling.generate import Decoder
+        from lmtiny.sampling.samples import samples
+        from lmtiny.training import checkpoint, evaluation, interrupt, reporter, run_folder
+        from lmtiny.training.optimizer import make_optimizer
+        from lmtiny.training.state import abstract_state, init_state
+        from lmtiny.training.step import make_eval_step, make_train_step
 
     # ---- model, optimizer, state, data ----
     tokenizer, batch_size, num_steps = data.tokenizer, config.train.batch_size, config.train.num_steps
@@ -158,16 +165,17 @@ def train(
 
 
 def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", mesh: "jax.sharding.Mesh", workdir: pathlib.Path) -> int:
-    import jax.numpy as jnp
-    import numpy as np
+    with ctrl_c.imports():
+        import jax.numpy as jnp
+        import numpy as np
 
-    from lmtiny.data import loader
-    from lmtiny.model import attend, size
-    from lmtiny.parallel.mesh import local_rows, place_batch
-    from lmtiny.training import find_rate
-    from lmtiny.training.optimizer import make_optimizer
-    from lmtiny.training.state import init_state
-    from lmtiny.training.step import make_train_step
+        from lmtiny.data import loader
+        from lmtiny.model import attend, size
+        from lmtiny.parallel.mesh import local_rows, place_batch
+        from lmtiny.training import find_rate
+        from lmtiny.training.optimizer import make_optimizer
+        from lmtiny.training.state import init_state
+        from lmtiny.training.step import make_train_step
 
     num_steps, batch_size = min(200, config.train.num_steps), config.train.batch_size
     shares = find_rate.sweep(num_steps)
@@ -193,4 +201,4 @@ def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", me
 
 
 if __name__ == "__main__":
-    console.run_main(main)
+    console.run_main(main, "the same command goes on from what is finished")

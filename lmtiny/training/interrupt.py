@@ -6,7 +6,7 @@ from types import FrameType, TracebackType
 
 import jax
 
-from lmtiny import console
+from lmtiny import ctrl_c
 
 
 class Interruption:
@@ -17,7 +17,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self._signal = 0
-        if console.interrupted:
+        if ctrl_c.heard:
             raise KeyboardInterrupt
         handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
         if jax.process_count() > 1:

@@ -222,3 +222,47 @@ def test_importing_the_console_loads_no_rich_and_no_jax() -> None:
     code = "import sys, lmtiny.console, lmtiny.run_log, lmtiny.command_line\n"
     code += "print({'rich', 'jax', 'matplotlib', 'tensorboardX'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "set()\n"
+
+
+SIGINT_AT_IMPORT = """
+import runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{}":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+runpy.run_module("lmtiny.{}", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("entry_point", ["prepare", "train", "chat", "plan"])
+def test_ctrl_c_while_an_entry_point_is_imported_is_a_line_too(entry_point: str) -> None:
+    command = [sys.executable, "-c", SIGINT_AT_IMPORT.format("ml_collections", entry_point)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[2])
+    assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted\n")
+
+
+@pytest.mark.parametrize("entry_point", ["prepare", "train"])
+def test_ctrl_c_says_that_the_same_command_goes_on(entry_point: str, tmp_path: pathlib.Path) -> None:
+    config = tmp_path / "config.py"
+    config.write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    command = [sys.executable, "-m", f"lmtiny.{entry_point}", "--config", str(config)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[2])
+    assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted; the same command goes on from what is finished\n")
+
+
+def test_ctrl_c_while_jax_is_imported_breaks_nothing_off() -> None:
+    command = [sys.executable, "-c", SIGINT_AT_IMPORT.format("jaxlib", "train"), "--config", "configs/tiny.py"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[2])
+    assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted\n")
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost() -> None:
+    heard = "gc.callbacks.append(lambda *_: [signal.raise_signal(number) for number in signals])"
+    ended = run(f"import gc, signal; signals = iter([{int(signal.SIGINT)}]); {heard}; gc.collect(); signal.sigtimedwait([], 9)")
+    assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted\n")
+
+
+def test_what_ctrl_c_made_of_compiled_code_is_an_interruption() -> None:
+    ended = run("import lmtiny.ctrl_c\n    lmtiny.ctrl_c.heard = True\n    raise ImportError('the extension')")
+    assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted\n")

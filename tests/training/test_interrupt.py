@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from lmtiny import console
+from lmtiny import ctrl_c
 from lmtiny.training.interrupt import Interruption
 
 
@@ -26,6 +26,6 @@ def test_a_second_ctrl_c_leaves_at_once():
 
 
 def test_a_ctrl_c_whose_exception_got_lost_during_the_start_still_counts(monkeypatch):
-    monkeypatch.setattr(console, "interrupted", True)
+    monkeypatch.setattr(ctrl_c, "heard", True)
     with pytest.raises(KeyboardInterrupt), Interruption():
         pass
