@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resume", metavar="RUN[/STEP]", help="go on with a run from its checkpoint alone, without --config")
+    parser.add_argument("--resume", metavar="RUN[/STEP]", help="go on with a run from its checkpoint and its shards, without --config")
     parser.add_argument("--find-lr", action="store_true", help="try growing learning rates for a short run, plot the losses, suggest one")
     parser.add_argument("--rebuild", action="store_true", help="make the token shards anew where others lie in data.dir")
 
@@ -46,7 +46,7 @@ def main() -> int:
     with ctrl_c.imports():
         import jax
 
-        from lmtiny.data import prepare
+        from lmtiny.data import prepare, prepared_before
         from lmtiny.model import attend
         from lmtiny.parallel import host
         from lmtiny.parallel import mesh as mesh_lib
@@ -59,13 +59,14 @@ def main() -> int:
     mesh_lib.start_processes()
     mesh_lib.use_compile_cache()
     console.silence(jax.process_index() != 0)
-    step = None
+    step, rows = None, ""
     if args.resume:
-        config, args.workdir, step = run_folder.config_of_checkpoint(args.resume, args.overrides)
+        config, args.workdir, step, rows = run_folder.config_of_checkpoint(args.resume, args.overrides)
     run_folder.refuse_unusable(args.workdir)  # what cannot work is refused before hours of preparing
     mesh = mesh_lib.make_mesh(config)
     fit.refuse_if_too_large(attend.resolved(config, mesh)[0], mesh.shape, mesh_lib.chip_here())
-    data = prepare(config, rebuild=args.rebuild)
+    # A resumed run needs its rows, not the text, which may have changed or gone since.
+    data = (prepared_before(config, rows) if rows and not args.rebuild else None) or prepare(config, rebuild=args.rebuild)
     config.tokenizer.vocab_size = data.tokenizer.vocab_size
     mesh = mesh_lib.make_mesh(config)
     mesh_lib.refuse_unless_same_everywhere(data.digest, "the prepared data")

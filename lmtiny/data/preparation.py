@@ -4,6 +4,7 @@ The steps: read the units of the corpus; choose the validation side and screen t
 tokenizer from what is left to train on; encode; pack; write shards. Each step's key names all that went into it.
 """
 
+import contextlib
 import errno
 import hashlib
 import pathlib
@@ -24,6 +25,7 @@ Config: TypeAlias = ml_collections.ConfigDict
 Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
 Facts: TypeAlias = list[np.ndarray]  # for each unit, stages.FACTS of its documents
 NOT_WRITABLE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
+PREPARED = pathlib.Path("prepared")  # where data.dir names no other folder
 WORK = "parts"  # folder of the unfinished, inside the prepared one
 
 
@@ -59,6 +61,16 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
         what_to_do = "what is finished is kept; --config.data.dir names another folder"
         raise UserError(f"{folder} cannot be written: {error.strerror}; {what_to_do}") from error
     return shards.read(folder)
+
+
+def prepared_before(config: Config, rows: str) -> Prepared | None:
+    """Returns the finished shards whose `Prepared.digest` is `rows`, in data.dir or else in prepared/, or None; reads no text."""
+    for folder in [pathlib.Path(config.data.dir)] if config.data.dir else sorted(PREPARED.glob("*")):
+        if (folder / shards.MANIFEST).is_file():
+            with contextlib.suppress(UserError):  # damaged, or of another format: not what is looked for
+                if (found := shards.read(folder)).digest == rows:
+                    return found
+    return None
 
 
 def ready_tokenizer(config: Config) -> tokenizer.Tokenizer | None:
@@ -102,7 +114,7 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
 def default_folder(config: Config, given: tokenizer.Tokenizer | None, depends_on: dict[str, Any]) -> pathlib.Path:
     """Returns prepared/<corpus>-<tokenizer>-T<row length>-<hash of what it depends on>."""
     kind, size = (given.kind, given.vocab_size) if given else (config.tokenizer.kind, config.tokenizer.vocab_size)
-    return pathlib.Path("prepared") / f"{corpus.name(config)}-{kind}{size}-T{row_length(config)}-{digest(depends_on)[:8]}"
+    return PREPARED / f"{corpus.name(config)}-{kind}{size}-T{row_length(config)}-{digest(depends_on)[:8]}"
 
 
 def _finished(folder: pathlib.Path, depends_on: dict[str, Any]) -> Prepared | None:

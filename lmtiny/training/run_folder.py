@@ -11,7 +11,7 @@ import ml_collections
 
 from lmtiny import config as config_lib
 from lmtiny import console
-from lmtiny.data import Prepared
+from lmtiny.data import Prepared, prepared_before
 from lmtiny.errors import UserError
 from lmtiny.files import try_lock, write_aside
 from lmtiny.model import size
@@ -19,18 +19,19 @@ from lmtiny.run_log import RunLog
 from lmtiny.training import checkpoint
 
 
-def config_of_checkpoint(where: str, overrides: dict[str, str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, int | None]:
-    """Returns (config, run folder, step or None for the newest) of a checkpoint `RUN[/step]`, with `overrides` applied."""
+def config_of_checkpoint(where: str, overrides: dict[str, str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, int | None, str]:
+    """Returns (config with `overrides` applied, run folder, step or None for the newest, digest of its rows) of a `RUN[/step]`."""
     run, step = checkpoint.find(where)
     found = step if step is not None else checkpoint.newest_intact(run)
     if found is None:
         raise UserError(f"no checkpoint at {where}: nothing was saved there yet")
     path = run / "checkpoints" / str(found)
-    config = checkpoint.load_config(checkpoint.read_manifest(path), path)
+    manifest = checkpoint.read_manifest(path)
+    config = checkpoint.load_config(manifest, path)
     for name, value in overrides.items():
         config_lib.set_knob(config, name, value)
     config_lib.check(config)
-    return config, run, step
+    return config, run, step, manifest["data_hash"]
 
 
 def refuse_unusable(workdir: pathlib.Path) -> None:
@@ -70,7 +71,7 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Pre
     or not wanted) are renamed, so that none of them is taken for the newest of this run, and none is lost.
 
     Raises:
-      UserError: the folder holds a run of another config or tokenizer, or only damaged checkpoints.
+      UserError: the folder holds a run of another config, tokenizer or text, or only damaged checkpoints.
     """
     done = checkpoint.newest_intact(workdir) if step is None else step
     if done is not None:
@@ -78,18 +79,32 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Pre
         manifest = checkpoint.verify(path)
         if changed := config_lib.changed_on_resume(checkpoint.load_config(manifest, path), config):
             raise UserError(f"{workdir} holds a run of another config ({'; '.join(changed)}): choose another --workdir, or undo the change")
-        for what, before, now in (
-            ("tokenizer", manifest["tokenizer_hash"], data.tokenizer.hash),
-            ("text (its shards differ)", manifest["data_hash"], data.digest),
-        ):
-            if before != now:
-                raise UserError(f"{workdir} was trained with another {what} than {data.folder} holds: choose another --workdir")
+        if (manifest["tokenizer_hash"], manifest["data_hash"]) != (data.tokenizer.hash, data.digest):
+            raise UserError(_other_data(workdir, config, data, manifest["data_hash"]))
     if jax.process_index() == 0:
         if done is not None:
             _set_aside_later(workdir / "checkpoints", done)
         write_aside(workdir / "config.json", config_lib.to_json(config))
         data.tokenizer.save(workdir / "tokenizer")
     return done or 0
+
+
+def _other_data(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Prepared, rows: str) -> str:
+    """Returns why `data` are not the `rows` that the run was trained on, with the very same knobs, and the ways on."""
+    before = prepared_before(config, rows)
+    name = "text of the corpus"
+    same_text = before is not None and before.manifest["depends_on"].get(name) == data.manifest["depends_on"].get(name)
+    changed = "what is made of the text" if same_text else "the text"
+    if config.tokenizer.path:
+        changed += f", or the tokenizer at {config.tokenizer.path},"
+    old = "bring back what was there, or name its prepared folder with --config.data.dir"
+    if before is not None:
+        old = f"python -m lmtiny.train --resume {workdir} (its rows are in {before.folder})"
+    tokenizer = "" if config.tokenizer.path else f", with --config.tokenizer.path={workdir / 'tokenizer'} if the tokenizer is to stay"
+    return (
+        f"{workdir} was trained on other rows than {data.folder} holds: {changed} has changed since. "
+        f"To go on with the old rows: {old}. To train on the new ones: another --workdir{tokenizer}"
+    )
 
 
 def _set_aside_later(folder: pathlib.Path, step: int) -> None:

@@ -87,7 +87,7 @@ def test_stopped_by_sigterm_it_goes_on_bit_by_bit(whole, runs):
     assert "stopped as asked" in rest and "--resume" in rest
     (saved,) = runs.checkpoints("run")[-1:]
     assert 1 <= saved < STEPS
-    # From the checkpoint alone, without the config file.
+    # From its checkpoint and its shards, without the config file.
     resumed = runs.train("", command=[sys.executable, "-m", "lmtiny.train", "--resume", str(runs.folder / "run")])
     assert resumed.returncode == 0, resumed.stderr
     assert runs.losses("run") == whole[0].losses("whole")
@@ -199,3 +199,18 @@ loader.batches = with_marker
     assert runs.checkpoints("run") == [4]
     again = runs.train("run")
     assert again.returncode == 0 and "going on after step 4" in again.stdout
+
+
+def test_a_text_that_changed_is_told_and_resume_goes_on_without_it(runs, small_text):
+    text = shutil.copy(small_text, runs.folder / "mine.jsonl")
+    flags = ["--config.corpus.path=mine.jsonl", "--config.data.dir=", "--config.train.num_steps=4", "--config.evaluation.every=0"]
+    assert runs.train("run", *flags).returncode == 0
+    (old,) = (runs.folder / "prepared").iterdir()
+    with open(text, "a") as file:
+        file.write(json.dumps({"text": "One more document that was not there."}) + "\n")
+    ways = ("the text has changed since", f"--resume {runs.folder / 'run'} (its rows are in prepared/{old.name})", "another --workdir")
+    one_line(runs.train("run", *flags), *ways)
+    resume = [sys.executable, "-m", "lmtiny.train", "--resume", "run", "--config.train.num_steps=6"]
+    done = runs.train("", command=resume)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step 4" in done.stdout
