@@ -11,7 +11,8 @@ from lmtiny.tokenizer.tokenizer import Tokenizer, load
 
 SAMPLES = pathlib.Path(__file__).parents[2] / "tokenizer_data" / "samples"
 PEERS = {"r50k_base": "GPT-2", "cl100k_base": "GPT-4", "o200k_base": "GPT-4o"}  # tiktoken's name -> the model's
-HEADERS = ("text", "bytes", "{peer} tokens", "bytes/token", "ours", "bytes/token", "difference", "better")
+HEADERS = ("text", "bytes", "{peer} tokens", "bytes/token", "ours", "bytes/token", "tokens against {peer}", "better")
+EXPLAINED = "Tokens against another: ours over its, minus 1, so below 0 ours needs fewer. Bytes per token: more is better."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +24,14 @@ class Comparison:
     tokens: Mapping[str, Sequence[int]]
 
     def rows(self, peer: str) -> list[tuple[str, str, str, str, str, str, str, str]]:
-        """Returns a row of HEADERS for each kind, and one for all; the difference is what ours saves of the peer's tokens."""
+        """Returns a row of HEADERS for each kind, and one for all; "tokens against" is ours over the peer's, minus 1."""
         ours, theirs = next(iter(self.tokens.values())), self.tokens[peer]
         lines = [*zip(self.kinds, self.sizes, theirs, ours, strict=True), ("all", sum(self.sizes), sum(theirs), sum(ours))]
         found = []
         for kind, size, other, own in lines:
             better = "ours" if own < other else peer if other < own else "equal"
-            saved = f"{(other - own) / other:+.1%}"
-            found.append((kind, f"{size:,}", f"{other:,}", f"{size / other:.2f}", f"{own:,}", f"{size / own:.2f}", saved, better))
+            more = f"{own / other - 1:+.1%}"
+            found.append((kind, f"{size:,}", f"{other:,}", f"{size / other:.2f}", f"{own:,}", f"{size / own:.2f}", more, better))
         return found
 
 
@@ -59,17 +60,22 @@ def peers(names: Sequence[str], ranks: pathlib.Path | None) -> dict[str, Tokeniz
     One that cannot be had is left out with a warning.
 
     Raises:
-      UserError: none can be had.
+      UserError: none can be had, or `ranks` is no folder.
     """
-    found = {}
+    if ranks and not ranks.is_dir():
+        raise UserError(f"--ranks {ranks} is no folder: it is the one where tiktoken's files lie, such as {names[0]}.tiktoken")
+    found, problems = {}, []
     for name in names:
         path = ranks / f"{name}.tiktoken" if ranks and name in PEERS else pathlib.Path(name)
         try:
             found[PEERS.get(name, path.stem)] = load(path)
         except UserError as error:
-            console.warn(f"{name} is left out of the comparison: {error}")
+            problems.append(f"{name} is left out of the comparison: {error}")
     if not found:
-        raise UserError("no tokenizer to compare with: without a network, --ranks names a folder of tiktoken's *.tiktoken files")
+        hint = "" if ranks else "; --ranks names a folder with such files"
+        raise UserError(f"no tokenizer to compare with: {problems[0]}{hint}")
+    for problem in problems:
+        console.warn(problem)
     return found
 
 
@@ -81,9 +87,9 @@ def compare(ours: Tokenizer, others: Mapping[str, Tokenizer], texts: Mapping[str
 
 
 def as_text(comparison: Comparison) -> str:
-    """Returns a table for each peer."""
-    peers = list(comparison.tokens)[1:]
-    return "\n\n".join(console.table([head.format(peer=peer) for head in HEADERS], comparison.rows(peer)) for peer in peers)
+    """Returns a table for each peer, and what its numbers say."""
+    tables = (console.table([head.format(peer=peer) for head in HEADERS], comparison.rows(peer)) for peer in list(comparison.tokens)[1:])
+    return "\n\n".join([*tables, EXPLAINED])
 
 
 def as_markdown(comparison: Comparison, title: str) -> str:
@@ -93,8 +99,7 @@ def as_markdown(comparison: Comparison, title: str) -> str:
         lines.append("| " + " | ".join(head.format(peer=peer) for head in HEADERS) + " |")
         lines.append("|---|" + "---:|" * (len(HEADERS) - 2) + "---|")
         lines += ["| " + " | ".join(row) + " |" for row in comparison.rows(peer)] + [""]
-    lines += ["Bytes per token: higher is better. Difference: the share of the other's tokens that ours saves."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, EXPLAINED]) + "\n"
 
 
 def save(comparison: Comparison, folder: pathlib.Path, title: str) -> list[pathlib.Path]:

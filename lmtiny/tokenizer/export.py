@@ -4,8 +4,9 @@ import json
 
 from lmtiny.errors import UserError
 from lmtiny.tokenizer.byte_merges import last_pair, printable_bytes
+from lmtiny.tokenizer.foreign import Foreign
 from lmtiny.tokenizer.tokenizer import Tokenizer
-from lmtiny.tokenizer.vocabulary import PATTERNS
+from lmtiny.tokenizer.vocabulary import PATTERNS, SPECIAL_TOKENS, problem_with
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
@@ -44,3 +45,14 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         },
     }  # fmt: skip
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def own_kind(foreign: Foreign) -> str:
+    """Returns the kind of the tokenizer of ours that `tokenizer_json` wrote as `foreign`, or "" if it did not."""
+    tokens = foreign.tokens[: -len(SPECIAL_TOKENS)]
+    if foreign.kind != "huggingface" or len(tokens) < 256 or problem_with("bpe", tokens):
+        return ""
+    said = json.loads(foreign.source)
+    if [token["content"] for token in said.get("added_tokens") or []] != list(SPECIAL_TOKENS):
+        return ""
+    return next((kind for kind in PATTERNS if json.loads(tokenizer_json(Tokenizer(kind, tokens))) == said), "")

@@ -65,6 +65,7 @@ _TIKTOKEN = {
     "cl100k_base": _Encoding("223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7", GPT4_SPLIT, 100277),
     "o200k_base": _Encoding("446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d", GPT4O_SPLIT, 200019),
 }
+NAMES = tuple(_TIKTOKEN)
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
@@ -123,9 +124,10 @@ def _fetched(name: str) -> bytes:
     try:
         ranks = tiktoken.get_encoding(name)._mergeable_ranks
     except Exception as error:  # whatever its HTTP library raises
-        reason = " ".join(str(error).split())[:120]
-        hint = f"name a file {name}.tiktoken instead"
-        raise UserError(f"tiktoken cannot fetch {name} ({type(error).__name__}: {reason}); {hint}") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if len(reason) > 80:  # requests' goes on for hundreds of characters, with the address somewhere inside
+            reason = type(error).__name__
+        raise UserError(f"tiktoken cannot fetch {name} ({reason}); without a network, name a file {name}.tiktoken") from None
     in_order = sorted(ranks, key=lambda token: ranks[token])
     return b"".join(b"%s %d\n" % (base64.b64encode(token), ranks[token]) for token in in_order)
 

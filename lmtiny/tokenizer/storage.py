@@ -7,6 +7,7 @@ data from a stranger: nothing in it is executed, unpickled or used as a regular 
 
 import base64
 import binascii
+import difflib
 import hashlib
 import json
 import os
@@ -70,9 +71,9 @@ def read(folder: str | os.PathLike[str]) -> tuple[str, Sequence[bytes], dict[str
     Raises:
       UserError: it is not there, is of another format, was altered, or is no tokenizer.
     """
-    if not os.path.isdir(folder):
-        raise UserError(f"no tokenizer folder {str(folder)!r}")
     path = pathlib.Path(folder, DESCRIPTION_FILE)
+    if not os.path.isfile(path):
+        raise UserError(_nothing_at(pathlib.Path(folder)))
     raw = _file_bytes(path)
     description = _checked_description(raw, path)
     if isinstance(description.get("kind"), str) and description["kind"] in foreign_lib.FILES:
@@ -182,6 +183,24 @@ def _file_bytes(path: pathlib.Path) -> bytes:
     except OSError as error:  # the name is too long, say
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     return foreign_lib.file_bytes(path, _MAX_BYTES.get(path.name, foreign_lib.MAX_FILE_BYTES))
+
+
+def _nothing_at(place: pathlib.Path) -> str:
+    """Returns what is wrong with `place`, where no tokenizer is, the nearest name that there is, and what a tokenizer may be."""
+    inside = place / "tokenizer"  # as in a prepared folder and in that of a run
+    if os.path.isfile(inside / DESCRIPTION_FILE):
+        return f"no tokenizer in {str(place)!r}: did you mean {inside}?"
+    known = ", ".join(foreign_lib.NAMES)
+    kinds = f"a tokenizer is lmtiny's folder, a tokenizer.json, a sentencepiece .model, a .tiktoken, or one of {known}"
+    if os.path.isdir(place):
+        return f"no tokenizer in {str(place)!r}: {DESCRIPTION_FILE} is missing, and so is a tokenizer.json; {kinds}"
+    if os.path.exists(place):
+        return f"{str(place)!r} is no tokenizer; {kinds}"
+    there = {name: name for name in foreign_lib.NAMES} if str(place) == place.name else {}
+    if os.path.isdir(place.parent):
+        there |= {path.name: str(path) for path in place.parent.iterdir()}
+    close = difflib.get_close_matches(place.name, there, 1, 0.6)
+    return f"there is no {str(place)!r}{f'; did you mean {there[close[0]]}?' if close else f': {kinds}'}"
 
 
 def _short(value: Any) -> str:

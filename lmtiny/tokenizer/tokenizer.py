@@ -134,8 +134,12 @@ class Tokenizer:
         Raises:
           UserError: this one is smaller, is not BPE, or `vocab_size` has no room for bytes and special tokens.
         """
-        if self.kind != "bpe" or not SMALLEST <= vocab_size <= self.vocab_size:
-            raise UserError(f"a {self.kind} tokenizer of {self.vocab_size} tokens cannot be cut to {vocab_size}")
+        if self.kind != "bpe":
+            why = "only of a bpe one are the first tokens what learning fewer would give"
+            raise UserError(f"a {self.kind} tokenizer cannot be cut to {vocab_size} tokens: {why}; leave tokenizer.cut out")
+        if not SMALLEST <= vocab_size <= self.vocab_size:
+            within = f"tokenizer.cut must lie within {SMALLEST} and {self.vocab_size}"
+            raise UserError(f"a bpe tokenizer of {self.vocab_size} tokens cannot be cut to {vocab_size}: {within}")
         return Tokenizer(self.kind, self.tokens[: vocab_size - len(SPECIAL_TOKENS)], self.provenance)
 
     def save(self, folder: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
@@ -154,12 +158,18 @@ class Tokenizer:
 def load(path: str | os.PathLike[str]) -> Tokenizer:
     """Returns the tokenizer saved in the folder `path`, or a foreign one: a file (.json, .model, .tiktoken) or a tiktoken name.
 
+    One of ours that was exported comes back as what it was, not as a foreign one with our special tokens twice.
+
     Raises:
       UserError: it is not there, is of another format, was altered, or is no tokenizer.
     """
     if pathlib.Path(path, storage.DESCRIPTION_FILE).is_file() or not (kind := foreign_lib.kind_of(path)):
         return Tokenizer(*storage.read(path))
-    found = foreign_lib.read(path, kind)
+    found, provenance = foreign_lib.read(path, kind), {"file": pathlib.Path(path).name}
+    from lmtiny.tokenizer.export import own_kind  # here, not above: it stands on this file
+
+    if own := own_kind(found):
+        return Tokenizer(own, found.tokens[: -len(SPECIAL_TOKENS)], provenance)
     if found.loses:
         warn(f"{path}: a text does not come back from its ids with {found.loses}")
-    return Tokenizer(kind, found.tokens, {"file": pathlib.Path(path).name}, found)
+    return Tokenizer(kind, found.tokens, provenance, found)

@@ -88,9 +88,9 @@ def test_a_smaller_vocabulary_is_the_start_of_a_larger_one(bpe: Tokenizer, corpu
         cut = bpe.cut(vocab_size)
         assert cut.hash == small.hash and cut.special == small.special and cut.encode(corpus[0]) == small.encode(corpus[0])
     for vocab_size in (264, bpe.vocab_size + 1):
-        with pytest.raises(UserError, match="cannot be cut"):
+        with pytest.raises(UserError, match=f"cannot be cut to {vocab_size}: tokenizer.cut must lie within 265 and {bpe.vocab_size}"):
             bpe.cut(vocab_size)
-    with pytest.raises(UserError, match="char tokenizer"):
+    with pytest.raises(UserError, match="a char tokenizer cannot be cut to 265 tokens: only of a bpe one"):
         learn("char", corpus, 300, 10**9).cut(265)
 
 

@@ -27,17 +27,18 @@ def test_counts_are_the_tokenizers_own_and_the_better_one_has_fewer(tokenizers: 
     assert found.tokens["bytes"] == found.sizes == [40, 16]
     own = found.tokens["ours"][0]
     rows = found.rows("bytes")
-    assert rows[0] == ("one", "40", "40", "1.00", f"{own}", f"{40 / own:.2f}", f"{(40 - own) / 40:+.1%}", "ours")
+    assert rows[0] == ("one", "40", "40", "1.00", f"{own}", f"{40 / own:.2f}", f"{own / 40 - 1:+.1%}", "ours")
     assert rows[2][:3] == ("all", "56", "56") and rows[2][4] == str(sum(found.tokens["ours"]))
     assert [row[6:] for row in found.rows("same")] == [("+0.0%", "equal")] * 3
     worse = compare.compare(tokenizers["byte"], {"peer": tokenizers["bpe"]}, texts).rows("peer")
-    assert worse[0][6].startswith("-") and worse[0][7] == "peer"
+    assert worse[0][6].startswith("+") and worse[0][7] == "peer"
 
 
 def test_it_is_written_as_text_markdown_and_plot(tokenizers: dict[str, Tokenizer], tmp_path: pathlib.Path) -> None:
     found = compare.compare(tokenizers["bpe"], {"A": tokenizers["byte"], "B": tokenizers["char"]}, {"x": "some words", "y": "1 2"})
     text, markdown, plot = compare.save(found, tmp_path / "new", "a title")
-    assert text.read_text().count("better") == 2 and "A tokens" in text.read_text() and "B tokens" in text.read_text()
+    assert all(path.read_text().count("tokens against A") == 1 and compare.EXPLAINED in path.read_text() for path in (text, markdown))
+    assert text.read_text().count("  better") == 2 and "A tokens" in text.read_text() and "B tokens" in text.read_text()
     lines = markdown.read_text().splitlines()
     assert "A tokens" in markdown.read_text() and "B tokens" in markdown.read_text()
     assert lines[0] == "# a title" and len({line.count("|") for line in lines if line.startswith("|")}) == 1
@@ -76,8 +77,20 @@ def test_the_command_compares_a_ready_tokenizer_and_leaves_out_what_it_cannot_ha
     assert {"compare", "mine", "out.json"} == {path.name for path in tmp_path.iterdir()}, "no shards are made for it"
     with pytest.raises(UserError, match="cannot be written"):
         run(monkeypatch, "--export", "no_folder/out.json")
-    with pytest.raises(UserError, match="no tokenizer to compare with"):
-        run(monkeypatch, "--compare", "--compare-with", "nothing_here")
+    with pytest.raises(UserError, match="--ranks nope is no folder"):
+        run(monkeypatch, "--compare", "--ranks", "nope")
+
+
+def test_without_a_network_it_is_said_once_and_shortly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import tiktoken
+
+    def offline(_: str) -> None:
+        raise ConnectionError("HTTPSConnectionPool(host='a.host', port=443): Max retries exceeded with url: " + "/encodings" * 9)
+
+    monkeypatch.setattr(tiktoken, "get_encoding", offline)
+    with pytest.raises(UserError, match=r"^no tokenizer .* cannot fetch r50k_base \(ConnectionError\).* --ranks names") as error:
+        run(monkeypatch, "--compare")
+    assert len(str(error.value)) < 240 and capsys.readouterr().err == ""
 
 
 def test_the_command_cuts_a_ready_tokenizer(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

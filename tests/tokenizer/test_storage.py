@@ -81,14 +81,18 @@ def test_any_flipped_cut_or_added_byte_is_refused(bpe: Tokenizer, tmp_path: path
 
 
 def test_what_is_not_there_is_named(bpe: Tokenizer, tmp_path: pathlib.Path) -> None:
-    assert "no tokenizer folder" in refusal(tmp_path / "nowhere")
-    assert f"{DESCRIPTION_FILE} is missing" in refusal(tmp_path)
+    said = refusal(tmp_path / "nowhere")
+    assert said.startswith("there is no ") and "a tokenizer is lmtiny's folder, a tokenizer.json," in said and "cl100k_base" in said
+    assert f"{DESCRIPTION_FILE} is missing" in refusal(tmp_path) and "a sentencepiece .model" in refusal(tmp_path)
+    bpe.save(tmp_path / "run" / "tokenizer", {})
+    assert refusal(tmp_path / "run").endswith(f"did you mean {tmp_path / 'run' / 'tokenizer'}?")
+    assert refusal(tmp_path / "rum").endswith(f"did you mean {tmp_path / 'run'}?")
     bpe.save(tmp_path, {})
     (tmp_path / TOKENS_FILE).unlink()
     assert f"{TOKENS_FILE} is missing" in refusal(tmp_path)
     shutil.rmtree(tmp_path)
     tmp_path.write_text("a file, not a folder")
-    assert "no tokenizer folder" in refusal(tmp_path)
+    assert "is no tokenizer; a tokenizer is lmtiny's folder" in refusal(tmp_path)
     with pytest.raises(UserError, match="cannot write"):
         bpe.save(tmp_path / "below", {})
 
