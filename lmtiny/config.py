@@ -166,6 +166,10 @@ def check(config: ml_collections.ConfigDict) -> None:
          config.corpus.kind != "sources" and config.corpus.sources),
         ("corpus.sources: some have a weight and some have none; give all of them one, or none",
          len({source["weight"] > 0 for source in config.corpus.sources}) > 1),
+        ("corpus.quality_good and corpus.quality_bad do nothing while corpus.quality = 'none'; set it to 'filter' or 'weight', "
+         "or leave them out",
+         (config.corpus.quality_good or config.corpus.quality_bad)
+         and {config.corpus.quality, *(source["quality"] for source in config.corpus.sources)} <= {"none", None}),
         ("corpus.executor = 'slurm' needs corpus.slurm_partition", config.corpus.executor == "slurm" and not config.corpus.slurm_partition),
         (f"optimizer.warmup_steps = {config.optimizer.warmup_steps} is more than train.num_steps = {train.num_steps}; lower it too",
          config.optimizer.warmup_steps > train.num_steps),
@@ -173,6 +177,9 @@ def check(config: ml_collections.ConfigDict) -> None:
          config.tokenizer.vocab_size >= 2**32),
         (f"tokenizer.cut = {config.tokenizer.cut} cuts a ready tokenizer: name one with tokenizer.path, or set tokenizer.vocab_size",
          config.tokenizer.cut and not config.tokenizer.path),
+        (f"tokenizer.word_share = {config.tokenizer.word_share:g} does nothing with tokenizer.kind = {config.tokenizer.kind!r}; "
+         "set tokenizer.kind = 'superword', or leave it out",
+         config.tokenizer.kind != "superword" and config.tokenizer.word_share != dict(knobs())["tokenizer.word_share"].default),
         (f"model.window_pattern = {model.window_pattern!r} has an S but model.window is 0",
          "S" in model.window_pattern and not model.window),
     ):

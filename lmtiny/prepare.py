@@ -21,7 +21,7 @@ import pathlib
 import shlex
 
 from lmtiny import command_line, console
-from lmtiny.data import REPORT, prepare, ready_tokenizer, verify
+from lmtiny.data import REPORT, prepare, ready_tokenizer, refuse_another_size, verify
 from lmtiny.errors import UserError
 from lmtiny.files import write_aside
 from lmtiny.tokenizer import tokenizer_json, warning_about
@@ -32,7 +32,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="also compare every byte of the shards with the manifest's hashes")
     what = "count the tokens of sample texts beside other tokenizers; tables and a plot go into FOLDER (default: %(const)s)"
     parser.add_argument("--compare", metavar="FOLDER", type=pathlib.Path, nargs="?", const="compare", help=what)
-    parser.add_argument("--compare-with", metavar="NAME", nargs="+", default=["r50k_base", "cl100k_base", "o200k_base"],
+    parser.add_argument("--compare-with", metavar="NAME", nargs="+",
                         help="tiktoken names, or files as for tokenizer.path (default: those of GPT-2, GPT-4 and GPT-4o)")  # fmt: skip
     parser.add_argument("--ranks", metavar="FOLDER", type=pathlib.Path, help="where NAME.tiktoken lie (default: tiktoken fetches them)")
     parser.add_argument("--samples", metavar="FOLDER", type=pathlib.Path, help="texts to compare on, KIND.txt (default: eight of our own)")
@@ -41,6 +41,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     config, args = command_line.parse(__doc__ or "", flags)
+    only_compared = {"--compare-with": args.compare_with, "--ranks": args.ranks, "--samples": args.samples}
+    if not args.compare and (idle := [flag for flag, value in only_compared.items() if value]):
+        raise UserError(f"{', '.join(idle)}: only with --compare")
+    refuse_another_size(config, args.overrides)
     tokenizer = ready_tokenizer(config) if args.compare or args.export else None
     if tokenizer is None or args.rebuild or args.verify:
         prepared = prepare(config, rebuild=args.rebuild)
@@ -65,7 +69,8 @@ def main() -> None:
     if args.compare:
         from lmtiny.tokenizer import compare
 
-        found = compare.compare(tokenizer, compare.peers(args.compare_with, args.ranks), compare.samples(args.samples or compare.SAMPLES))
+        peers = compare.peers(args.compare_with or list(compare.PEERS), args.ranks)
+        found = compare.compare(tokenizer, peers, compare.samples(args.samples or compare.SAMPLES))
         title = f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:12]}"
         console.say(f"{compare.as_text(found)}\n\n" + " ".join(map(str, compare.save(found, args.compare, title))))
     overrides = (f"--config.{name}={shlex.quote(value)}" for name, value in args.overrides.items())

@@ -68,6 +68,8 @@ def test_json_gives_the_config_back(tmp_path):
         ({"model.expert_capacity": "1"}, "model.expert_capacity = 1 needs model.num_experts"),
         ({"model.num_experts": "4", "model.expert_capacity": "1", "parallel.context": "2"}, "set model.expert_capacity = 0"),
         ({"parallel.zero": "2"}, "parallel.zero = 2 must be 1 or 3"),
+        ({"corpus.quality_good": "x"}, "do nothing while corpus.quality = 'none'; set it to 'filter' or 'weight'"),
+        ({"tokenizer.word_share": "0.7"}, "word_share = 0.7 does nothing with tokenizer.kind = 'bpe'; set tokenizer.kind = 'superword'"),
         ({"model.remat_names": "attend"}, "must be one or more of query, key, value, attended, mlp_hidden"),
     ],
     ids=str,
@@ -77,6 +79,12 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, overrides, message):
         load(tmp_path, overrides=overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_knob_that_a_source_uses_does_something(tmp_path):
+    of_a_source = {"corpus.kind": "sources", "corpus.sources": '{"path": "x", "quality": "filter"}', "corpus.quality_good": "good.txt"}
+    assert load(tmp_path, overrides=of_a_source).corpus.quality_good == "good.txt"
+    assert load(tmp_path, overrides={"tokenizer.word_share": "0.7", "tokenizer.kind": "superword"}).tokenizer.word_share == 0.7
 
 
 @pytest.mark.parametrize(

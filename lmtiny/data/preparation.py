@@ -9,6 +9,7 @@ import errno
 import hashlib
 import pathlib
 import shutil
+from collections.abc import Container
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -83,6 +84,16 @@ def ready_tokenizer(config: Config) -> tokenizer.Tokenizer | None:
         return None
     given = tokenizer.load(config.tokenizer.path)
     return given.cut(config.tokenizer.cut) if config.tokenizer.cut else given
+
+
+def refuse_another_size(config: Config, overrides: Container[str]) -> None:
+    """Raises UserError where the command line gives a tokenizer.vocab_size that the ready tokenizer does not have."""
+    if "tokenizer.vocab_size" not in overrides or (given := ready_tokenizer(config)) is None:
+        return
+    asked = config.tokenizer.vocab_size
+    if given.vocab_size != asked:
+        cut = f", or take its first {asked} tokens with tokenizer.cut" if given.kind == "bpe" and asked < given.vocab_size else ""
+        raise UserError(f"tokenizer.vocab_size = {asked}, but {config.tokenizer.path} has {given.vocab_size} tokens: leave it out{cut}")
 
 
 def row_length(config: Config) -> int:

@@ -101,6 +101,16 @@ def test_the_command_cuts_a_ready_tokenizer(tmp_path: pathlib.Path, monkeypatch:
         run(monkeypatch, "--config.tokenizer.cut=20000", "--export", "out.json")
 
 
+def test_what_would_do_nothing_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^--ranks, --samples: only with --compare$"):
+        run(monkeypatch, "--ranks", ".", "--samples", ".", "--export", "out.json")
+    with pytest.raises(UserError, match=r"vocab_size = 2048, but .*builtin_16384 has 16384 tokens: leave it out, or .*tokenizer\.cut$"):
+        run(monkeypatch, "--config.tokenizer.vocab_size=2048", "--export", "out.json")
+    run(monkeypatch, "--config.tokenizer.vocab_size=16384", "--export", "out.json")
+    run(monkeypatch, "--config.tokenizer.vocab_size=2048", "--config.tokenizer.cut=2048", "--export", "out.json")
+
+
 def test_gpt_ranks_from_a_folder(test_data: pathlib.Path) -> None:
     found = compare.peers(list(compare.PEERS), test_data / "tokenizers")
     assert list(found) == ["GPT-2", "GPT-4", "GPT-4o"]
