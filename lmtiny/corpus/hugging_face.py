@@ -38,7 +38,7 @@ def shards(
     Raises:
       UserError: no such dataset, subset or revision, no access, shards of several splits, or what `download` refuses.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", dataset):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", dataset):
         raise UserError(f"hf:{dataset} is not hf:OWNER/DATASET; folders and files of it are named by subset")
     _import_or_refuse()
     backoff = backoff or Backoff()

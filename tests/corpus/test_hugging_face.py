@@ -269,6 +269,7 @@ def test_subsets(hub, get, tmp_path) -> None:
         ({"dataset": "owner/sets"}, "hf:owner/sets: no such dataset, or it is private: then set HF_TOKEN"),
         ({"revision": "v2"}, "no such revision"),
         ({"dataset": "owner/set/data"}, "is not hf:OWNER/DATASET"),
+        ({"dataset": "karpathy"}, "is not hf:OWNER/DATASET"),
         ({"dataset": "../set"}, "is not hf:OWNER/DATASET"),
         ({"dataset": "owner/a--b"}, "Cannot have -- or .. in repo_id"),
     ],
