@@ -13,14 +13,25 @@ from lmtiny.knobs import Knob
 
 
 def nearest(name: str, names: list[str], otherwise: str = "; --help lists them all") -> str:
-    """Returns "; did you mean X?" for the closest of `names`, those below it where it is a section, or `otherwise`."""
+    """Returns "; did you mean X?" for the closest of `names`, or those of the section that it is or names, or `otherwise`.
+
+    In a section that there is, a name from elsewhere is offered only if it is the very same.
+    """
     if below := [known for known in names if known.startswith(f"{name}.")]:
-        return f"; there are {', '.join(below[:8])}" + (f" and {len(below) - 8} more: --help lists them all" if len(below) > 8 else "")
-    last = [known.rsplit(".", 1)[-1] for known in names]
-    close = difflib.get_close_matches(name, names, 1, 0.6) or [
-        names[last.index(match)] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.6)
-    ]
+        return _listed(below)
+    section, _, own = name.rpartition(".")
+    beside = [known for known in names if section.strip("-") not in ("", "config") and known.rpartition(".")[0] == section]
+    last = {known.rpartition(".")[2]: known for known in reversed(names)}
+    if beside:
+        inside = {known.rpartition(".")[2]: known for known in beside}
+        close = [inside[match] for match in difflib.get_close_matches(own, inside, 1, 0.6)] or ([last[own]] if own in last else [])
+        return f"; did you mean {close[0]}?" if close else _listed(beside)
+    close = difflib.get_close_matches(name, names, 1, 0.6) or [last[match] for match in difflib.get_close_matches(own, last, 1, 0.6)]
     return f"; did you mean {close[0]}?" if close else otherwise
+
+
+def _listed(names: list[str]) -> str:
+    return f"; there are {', '.join(names[:8])}" + (f" and {len(names) - 8} more: --help lists them all" if len(names) > 8 else "")
 
 
 def converted(name: str, knob: Knob, value: Any) -> Any:

@@ -44,8 +44,10 @@ def tokenizer_for(
                 _sample(documents, facts, own[name], round(share * total)) for name, share in wanted.items()
             )
             learned = tokenizer.learn(
-                config.tokenizer.kind, texts, config.tokenizer.vocab_size, limit, shown.update, config.tokenizer.word_share
-            )
+                config.tokenizer.kind, texts, config.tokenizer.vocab_size, limit,
+                lambda read: shown.update(min(read, total)),  # of each source up to a document more is read
+                config.tokenizer.word_share,
+            )  # fmt: skip
         learned.save(
             aside,
             {

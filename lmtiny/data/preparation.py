@@ -123,8 +123,9 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
 
 
 def default_folder(config: Config, given: tokenizer.Tokenizer | None, depends_on: dict[str, Any]) -> pathlib.Path:
-    """Returns prepared/<corpus>-<tokenizer>-T<row length>-<hash of what it depends on>."""
+    """Returns prepared/<corpus>-<tokenizer>-T<row length>-<hash of what it depends on>; without a size where that follows from the text."""
     kind, size = (given.kind, given.vocab_size) if given else (config.tokenizer.kind, config.tokenizer.vocab_size)
+    size = "" if not given and kind in ("char", "byte") else size
     return PREPARED / f"{corpus.name(config)}-{kind}{size}-T{row_length(config)}-{digest(depends_on)[:8]}"
 
 

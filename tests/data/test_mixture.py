@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -81,10 +82,14 @@ def test_without_weights_sources_go_by_their_sizes(config_of: Any, folders: dict
     assert "mixture" not in prepared.manifest["splits"]["train"]
 
 
-def test_the_tokenizer_learns_from_the_mixture(config_of: Any, folders: dict[str, pathlib.Path]) -> None:
+def test_the_tokenizer_learns_from_the_mixture(
+    config_of: Any, folders: dict[str, pathlib.Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of merges within words, those of the source with the larger share are more, though it has a quarter of the text."""
     listed = sources(folders, books=8.0, wiki=1.0)
     prepared, _ = mixed(config_of, "heavy", listed)
+    read, total = re.search(r"learning the tokenizer: ([\d,]+)/([\d,]+) bytes in", capsys.readouterr().out).groups()
+    assert read == total, "never more than all"
     vocabulary = [prepared.tokenizer.decode([token]) for token in range(256, prepared.tokenizer.vocab_size - 10)]
     of = {name: sum(any(letter in token for letter in letters) for token in vocabulary) for name, letters in LETTERS.items()}
     assert of["books"] > 2 * of["wiki"]

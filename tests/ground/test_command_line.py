@@ -60,6 +60,8 @@ def test_flags_of_the_entry_point() -> None:
         (["--config.modle.width", "2"], "there is no flag --config.modle.width; did you mean --config.model.width?"),
         (["--model.width=2"], "there is no flag --model.width; did you mean --config.model.width?"),
         (["--learning_rate", "1"], "there is no flag --learning_rate; did you mean --config.optimizer.learning_rate?"),
+        (["--config.corpus.cutt=file"], "there is no flag --config.corpus.cutt; there are --config.corpus.kind, --config.corpus.path, "),
+        (["--config.train.learning_rate=1"], "there is no flag --config.train.learning_rate; did you mean --config.optimizer.learning"),
         (["--zzz"], "there is no flag --zzz; --help lists them all"),
         (["--config.model.qk_norm"], "--config.model.qk_norm needs a value, as in --config.model.qk_norm=VALUE"),
         (["--config.model.qk_norm", "--workdir", "x"], "--config.model.qk_norm needs a value"),
