@@ -4,11 +4,13 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any
 
 from lmtiny import console
@@ -49,21 +51,23 @@ def workers(num_processes: int, num_jobs: int, num_bytes: int) -> Iterator[Run]:
             done = 0
             # Largest first: a large job that starts last keeps all others waiting.
             order = sorted(range(len(jobs)), key=lambda job: -sizes[job])
-            futures = {executor.submit(function, *jobs[job]): sizes[job] for job in order}
+            with _ctrl_c_held_back():  # the first of them starts the processes
+                futures = {executor.submit(function, *jobs[job]): sizes[job] for job in order}
             for future in concurrent.futures.as_completed(futures):
                 future.result()
                 done += futures[future]
                 shown.update(done)
 
-    try:
-        yield run
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that prepares data died: for want of memory, or because a script that calls prepare() lacks"
-            " `if __name__ == '__main__':`; --config.data.num_processes=1 starts none; what is finished is kept"
-        ) from None
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
+    with _sigterm_raises():
+        try:
+            yield run
+        except BrokenProcessPool:
+            raise UserError(
+                "a process that prepares data died: for want of memory, or because a script that calls prepare() lacks"
+                " `if __name__ == '__main__':`; --config.data.num_processes=1 starts none; what is finished is kept"
+            ) from None
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _here(what: str, function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], sizes: Sequence[int]) -> None:
@@ -75,6 +79,38 @@ def _here(what: str, function: Callable[..., None], jobs: Sequence[tuple[Any, ..
             function(*job)
             done += size
             shown.update(done)
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Lets Ctrl-C wait until the end of the block: processes that start in it never hear it, not even while they import."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Lets SIGTERM raise SystemExit: a sudden death would leave the locks of the processes behind, and a warning of that."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    # Not through console: this may interrupt it in the middle of a line.
+    os.write(2, b"lmtiny: terminated; the same command goes on from what is finished\n")
+    sys.exit(128 + number)
 
 
 def _start_worker() -> None:

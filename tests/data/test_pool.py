@@ -1,0 +1,29 @@
+"""Several processes: a signal ends them as a whole, and says nothing but one line."""
+
+import signal
+import subprocess
+import sys
+
+PROGRAM = """
+import signal
+from lmtiny.data import pool
+with pool.workers(2, 2, 1) as run:
+    run("work", {function}, [{job}] * 2, [1, 1])
+    {then}
+"""
+
+
+def ended(**parts: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM.format(**parts)], capture_output=True, text=True, timeout=60)
+
+
+def test_sigterm_leaves_nothing_behind() -> None:
+    done = ended(function="abs", job="(1,)", then="signal.raise_signal(signal.SIGTERM)")
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "lmtiny: terminated; the same command goes on from what is finished\n")
+
+
+def test_a_process_cannot_be_interrupted_from_its_first_moment_on() -> None:
+    blocked = "signal.SIGINT {}in signal.pthread_sigmask(signal.SIG_BLOCK, [])"
+    job = f"('import signal; assert {blocked.format('')}',)"
+    done = ended(function="exec", job=job, then=f"assert {blocked.format('not ')}")
+    assert (done.returncode, done.stderr) == (0, "")
