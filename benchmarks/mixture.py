@@ -24,9 +24,9 @@ HERE = pathlib.Path(__file__).resolve()
 CONFIG = HERE.parents[1] / "configs" / "mixture.py"
 OFF = {"corpus.cleaning": "[]", "corpus.deduplicate": False, "corpus.decontaminate": ""}
 AS_IT_LIES = ("name", "path", "cut", "validation")
-WEIGHTS = {  # of books, wiki, web, documentation; None: the config's; 0: by their sizes
-    "raw": (0.0, 0.0, 0.0, 0.0),
-    "refined, by size": (0.0, 0.0, 0.0, 0.0),
+WEIGHTS = {  # of books, wiki, web, documentation; None: the config's; of each None: by their sizes
+    "raw": (None, None, None, None),
+    "refined, by size": (None, None, None, None),
     "configs/mixture.py": None,
     "refined, 40 % books": (0.40, 0.30, 0.15, 0.15),
 }

@@ -1,7 +1,8 @@
 """Books, Wikipedia, web pages and documentation in one corpus: cleaned, filtered, deduplicated, decontaminated, mixed by weight.
 
 Command:     python -m lmtiny.train --config configs/mixture.py
-Texts:       texts/books/*.txt, texts/wiki*.txt, texts/web*.jsonl, texts/benchmarks/ (evaluation sets, which are not learned)
+Texts:       texts/books/*.txt, texts/wiki*.txt (an article a line), texts/web*.jsonl; evaluation sets, which are not learned:
+             texts/benchmarks/*.jsonl and texts/benchmarks/*/*.csv
 Needs:       pip install -e '.[corpus]'
 Hardware:    2 CPU cores (AMD EPYC, AVX-512), float32
 Fits:        from v5e-1 on: 0.18 of 15.75 GiB a chip, says the TPU compiler
@@ -22,7 +23,7 @@ from lmtiny.config import load
 
 SOURCES = (
     {"name": "books", "path": "texts/books/*.txt", "weight": 0.90, "cleaning": ["unicode", "gutenberg"]},
-    {"name": "wiki", "path": "texts/wiki*.txt", "weight": 0.05, "cut": "blank lines", "filters": ["gopher_repetition"]},
+    {"name": "wiki", "path": "texts/wiki*.txt", "weight": 0.05, "cut": "lines", "filters": ["gopher_repetition"]},
     {
         "name": "web", "path": "texts/web*.jsonl", "weight": 0.03, "language": "en",
         "filters": ["gopher_repetition", "gopher_quality", "c4"],
@@ -39,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.corpus.update(
         {
             "kind": "sources", "sources": ({**books, "validation": held_out}, *others), "cleaning": ("unicode",),
-            "deduplicate": True, "decontaminate": "texts/benchmarks/",
+            "deduplicate": True, "decontaminate": "texts/benchmarks/*.jsonl,texts/benchmarks/*/*.csv",
         }
     )  # fmt: skip
     return config

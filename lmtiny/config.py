@@ -155,7 +155,7 @@ def check(config: ml_collections.ConfigDict) -> None:
          0 < config.data.row_length < model.context_length),
         (f"data.row_length = {config.data.row_length} is not a multiple of model.context_length = {model.context_length}",
          config.data.row_length % model.context_length),
-        ("corpus.kind = 'files' needs corpus.path: a folder, a file or a glob of .txt, .jsonl[.gz|.zst] or .parquet",
+        ("corpus.kind = 'files' needs corpus.path: a folder, a file or a glob of .txt[.gz|.zst], .jsonl[.gz|.zst] or .parquet",
          config.corpus.kind == "files" and not config.corpus.path),
         (f"corpus.path = {config.corpus.path!r} is given but corpus.kind is {config.corpus.kind!r}; add --config.corpus.kind=files",
          config.corpus.kind != "files" and config.corpus.path),
@@ -165,7 +165,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("corpus.sources is given but corpus.kind is not 'sources'; add --config.corpus.kind=sources",
          config.corpus.kind != "sources" and config.corpus.sources),
         ("corpus.sources: some have a weight and some have none; give all of them one, or none",
-         len({source["weight"] > 0 for source in config.corpus.sources}) > 1),
+         len({source["weight"] is None for source in config.corpus.sources}) > 1),
         ("corpus.quality_good and corpus.quality_bad do nothing while corpus.quality = 'none'; set it to 'filter' or 'weight', "
          "or leave them out",
          (config.corpus.quality_good or config.corpus.quality_bad)

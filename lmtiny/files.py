@@ -7,7 +7,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ASIDE = ".aside-"  # in the name of what is not finished
 
@@ -41,6 +44,15 @@ def write_aside(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Replaces `path` as a whole: a kill at any moment leaves the old or the new content, never half of it."""
     with opened(pathlib.Path(path)) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_array(path: pathlib.Path, array: "np.ndarray") -> None:
+    """Writes the array as `path` (.npy), whole or not at all. A full disk is an OSError with its number, which np.save does not tell."""
+    from numpy.lib import format as npy
+
+    with opened(path) as file:
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(array))
+        file.write(array.tobytes(order="A"))
 
 
 @contextmanager

@@ -42,6 +42,10 @@ def given(value: Any) -> str:
     return "" if value else "must be given"
 
 
+def weight(value: float) -> str:
+    return "" if value > 0 else "means none: leave the source out, or give it a weight above 0"
+
+
 def any_of(*choices: str) -> Check:
     return lambda value: "" if set(value) <= set(choices) else f"must be some of {', '.join(choices)}, or empty"
 
@@ -76,16 +80,16 @@ REFINING = (
     Knob("quality_threshold", float, 0.5, "probability", "filter: of being like quality_good", within(0, 1)),
     Knob("quality_exponent", float, 9.0, "", "weight: a document of score s stays with probability (2 - s)^-exponent", above(0)),
     Knob("deduplicate", bool, False, "", "near-duplicates are dropped from the training documents of all sources (MinHash)"),
-    Knob("decontaminate", str, "", "", "evaluation sets: a folder, a file or a glob of .txt, .jsonl or .csv; training documents that share words in a row with them are dropped"),
+    Knob("decontaminate", str, "", "", "evaluation sets: a folder, a file or a glob of .txt, .jsonl or .csv, each [.gz|.zst]; training documents that share words in a row with them are dropped"),
 )
 
 # What is said of one source; docs/corpus.md has an example of each kind.
 SOURCE = (
     Knob("path", str, "", "", "builtin; a folder, a file or a glob; an fsspec URL (gs://, s3://, hf://); hf:OWNER/DATASET; tfds:NAME", given),
     Knob("name", str, "", "", "what the source is counted and mixed under; empty: made of the path"),
-    Knob("weight", float, 0.0, "", "its share of the tokens that are trained on is this over the sum of all; no source has one: by their sizes", at_least(0)),
+    Knob("weight", float, None, "", "its share of the tokens that are trained on is this over the sum of all; no source has one: by their sizes", weight),
     Knob("text_key", str, "text", "", "the field of a record that holds the text"),
-    Knob("cut", str, "sections", "", ".txt: documents of about corpus.section_bytes; whole files; paragraphs; chapters", one_of("sections", "file", "blank lines", "chapters")),
+    Knob("cut", str, "sections", "", ".txt: documents of about corpus.section_bytes; whole files; paragraphs; each line; chapters", one_of("sections", "file", "blank lines", "lines", "chapters")),
     Knob("validation", str, "", "", "files: a glob of those held out; tfds: the split held out; empty: documents chosen by hash (hf: the last shard)"),
     Knob("subset", str, "", "", "hf: a folder or a glob of the dataset's shards, empty: all; tfds: the split to train on, empty: train"),
     Knob("revision", str, "main", "", "hf: branch, tag or commit of the dataset"),
@@ -101,13 +105,13 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
     ),
     "corpus": (
         Knob("kind", str, "builtin", "", "builtin: English found in the Python installation; files: your own text; sources: those of `sources`", one_of("builtin", "files", "sources")),
-        Knob("path", str, "", "", "files: a folder, a file or a glob of .txt, .jsonl[.gz|.zst] or .parquet; several separated by commas"),
+        Knob("path", str, "", "", "files: a folder, a file or a glob of .txt[.gz|.zst], .jsonl[.gz|.zst] or .parquet; several separated by commas"),
         Knob("validation_path", str, "", "", "files: those of `path` that are held out for validation (a glob); empty: documents chosen by hash"),
         Knob("text_key", str, "text", "", "files: the field of a .jsonl or .parquet record that holds the text"),
         Knob("sources", tuple, (), "", "sources: a list of objects, one a source, with the keys below (docs/corpus.md)", keys=SOURCE),
         Knob("download_dir", str, "downloads", "", "sources: folder that shards are downloaded to, and found in again"),
         Knob("installed_packages", bool, False, "", "builtin: also read the installed packages (their text varies with their versions)"),
-        Knob("section_bytes", int, 65536, "bytes", "a .txt file longer than this is cut at blank lines into documents of about this size", at_least(1024)),
+        Knob("section_bytes", int, 65536, "bytes", "a .txt file longer than this is cut into documents of about this size, at blank lines where there are some, or else at line ends, or else at blanks", at_least(1024)),
         Knob("validation_fraction", float, 0.05, "", "share of the documents held out for validation", within(0.0001, 0.5)),
         Knob("near_duplicate", float, 0.5, "Jaccard", "a training document this similar to a held-out one (word 5-grams) is dropped; above 1: never", above(0)),
         *REFINING,

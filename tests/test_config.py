@@ -131,10 +131,10 @@ def test_sources_are_complete_however_they_were_written(tmp_path):
         ('[{"path": "x"}, {"path": "x", "qqq": 1}]', "corpus.sources[1] has no 'qqq'; there are path, name, weight,"),
         ('[{"path": "x", "weight": "much"}]', "corpus.sources[0].weight: 'much' is not a number"),
         ('[{"path": "x", "weight": true}]', "corpus.sources[0].weight: True is not a number"),
-        ('[{"path": "x", "weight": -1}]', "corpus.sources[0].weight = -1.0 must be at least 0"),
+        ('[{"path": "x", "weight": -1}]', "corpus.sources[0].weight = -1.0 means none: leave the source out, or give it a weight above 0"),
         ('[{"path": 3}]', "corpus.sources[0].path: 3 is not text"),
         ('[{"name": "x"}]', "corpus.sources[0].path = '' must be given"),
-        ('[{"path": "x", "cut": "lines"}]', "corpus.sources[0].cut = 'lines' must be one of sections, file, blank lines, chapters"),
+        ('[{"path": "x", "cut": "line"}]', "corpus.sources[0].cut = 'line' must be one of sections, file, blank lines, lines, chapters"),
         ('[{"path": "x"', "is not JSON (Expecting ',' delimiter"),
         ('["x"]', "corpus.sources: ['x'] is not a list of objects, [{\"path\": ...}]"),
         ("3", "corpus.sources: 3 is not a list of objects"),
@@ -169,10 +169,10 @@ def test_every_knob_is_described_once():
         assert type(knob.default) is knob.type, name
         for key in knob.keys:
             assert key.meaning and not key.keys, key.name
-            if key.default is None:  # it is that of the section
+            if key.default is None and key.name != "weight":  # it is that of the section
                 assert dict(knobs.knobs())[f"{name.split('.')[0]}.{key.name}"].type is key.type
             else:
-                assert type(key.default) is key.type and (key.name == "path" or not key.check(key.default)), key.name
+                assert key.name in ("path", "weight") or (type(key.default) is key.type and not key.check(key.default)), key.name
 
 
 @pytest.mark.parametrize(("name", "message"), [("README.md", "must end in .py"), ("empty.py", "has no get_config()")])

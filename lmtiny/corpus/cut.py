@@ -1,4 +1,4 @@
-"""Where one text becomes several documents: its chapters, or its paragraphs. The pieces joined are the text."""
+"""Where one text becomes several documents: its chapters, its paragraphs or its lines. The pieces joined are the text."""
 
 import re
 from collections.abc import Iterator
@@ -39,9 +39,18 @@ def chapters(text: str) -> Iterator[str]:
 
 def paragraphs(text: str) -> Iterator[str]:
     """Yields the pieces between blank lines, each with the line ends behind it."""
+    yield from _behind(r"\n\n+", text)
+
+
+def lines(text: str) -> Iterator[str]:
+    """Yields each line, with the line ends behind it."""
+    yield from _behind(r"\n+", text)
+
+
+def _behind(gap: str, text: str) -> Iterator[str]:
     start = 0
-    for gap in re.finditer(r"\n\n+", text):
-        yield text[start : gap.end()]
-        start = gap.end()
+    for found in re.finditer(gap, text):
+        yield text[start : found.end()]
+        start = found.end()
     if text[start:]:
         yield text[start:]

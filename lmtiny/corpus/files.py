@@ -1,4 +1,4 @@
-"""A corpus of files on this machine: .txt, .jsonl (plain, .gz or .zst) and .parquet, cut into units of work.
+"""A corpus of files on this machine: .txt and .jsonl (plain, .gz or .zst) and .parquet, cut into units of work.
 
 Large .txt and .jsonl files become several units, each a range of bytes that begins and ends where a text or a line
 does; the ranges follow from the file alone, so the documents are the same however many processes read them.
@@ -6,7 +6,6 @@ does; the ranges follow from the file alone, so the documents are the same howev
 
 import difflib
 import functools
-import glob
 import json
 import os
 import pathlib
@@ -16,14 +15,15 @@ from typing import Any, NamedTuple
 
 from lmtiny.console import warn
 from lmtiny.corpus.compressed import COMPRESSED, opened
-from lmtiny.corpus.cut import chapters, paragraphs
+from lmtiny.corpus.cut import chapters, lines, paragraphs
 from lmtiny.corpus.documents import Document, Unit, clean, cleaned, digest, sections
 from lmtiny.corpus.fingerprint import of_file
+from lmtiny.corpus.paths import extension, find, held_out_of
 from lmtiny.errors import UserError
 
-EXTENSIONS = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 RANGE_BYTES = 64 << 20  # of a .txt or .jsonl file that one unit reads
 LOOK_AHEAD_BYTES = 1 << 20  # how far a range of a .txt file is moved on in search of a blank line
+NO_TEXT = 0.2  # of the characters of a .txt that are no UTF-8, or NUL: of programs and images over 0.35, of Latin-1 French 0.03
 
 
 class Reading(NamedTuple):
@@ -46,19 +46,19 @@ def units(path: str, validation_path: str, reading: Reading) -> list[Unit]:
       UserError: nothing matches, an extension is not supported, or a file cannot be read.
     """
     training = find(path, reading.path_knob)
-    held_out = held_out_of(training, validation_path, reading) if validation_path else set()
+    held_out = held_out_of(training, validation_path, reading.validation_knob) if validation_path else set()
     files = sorted({*training, *held_out})
     root = pathlib.Path(os.path.commonpath([file.parent for file in files]))
-    found = units_of(files, held_out, root, reading)
-    if not found:
-        raise UserError(f"{reading.path_knob} = {path!r}: all {len(files)} files are empty")
-    return found
+    return units_of(files, held_out, root, reading)
 
 
 def units_of(files: list[pathlib.Path], held_out: set[pathlib.Path], root: pathlib.Path, reading: Reading) -> list[Unit]:
     """Returns the units of `files`, all under `root`, in their order; an empty file has none. Raises UserError."""
     if held_out and len(held_out) == len(files):
-        raise UserError(f"{reading.validation_knob} holds out all {len(files)} files; nothing is left to train on")
+        all_files = "the only file" if len(files) == 1 else f"all {len(files)} files"
+        raise UserError(f"{reading.validation_knob} holds out {all_files}; nothing is left to train on")
+    if reading.cut != "sections" and not any(extension(file).startswith(".txt") for file in files):
+        raise UserError(f"cut = {reading.cut!r} says nothing about {files[0].name}: it is for .txt; a record is a document")
     found = []
     for file in files:
         name = file.relative_to(root).as_posix()
@@ -68,9 +68,9 @@ def units_of(files: list[pathlib.Path], held_out: set[pathlib.Path], root: pathl
             remedy = f"leave it out of {reading.path_knob} or change its permissions"
             raise UserError(f"{file}: cannot be read ({error.strerror}); {remedy}") from None
         kind = extension(file)
-        if kind == ".txt":
+        if kind.startswith(".txt"):
             read, option = functools.partial(read_text, cut=reading.cut, section_bytes=reading.section_bytes), _cut_option(reading)
-            step = size if reading.cut in ("file", "chapters") else RANGE_BYTES
+            step = size if reading.cut in ("file", "chapters") or kind != ".txt" else RANGE_BYTES
         else:
             reader = read_parquet if kind == ".parquet" else read_jsonl
             read, option = functools.partial(reader, text_key=reading.text_key, knob=reading.text_key_knob), reading.text_key
@@ -87,78 +87,42 @@ def _cut_option(reading: Reading) -> int | str:
     return reading.section_bytes if reading.cut == "sections" else reading.cut
 
 
-def extension(file: pathlib.PurePath) -> str:
-    """Returns which of EXTENSIONS the file has, "" for none."""
-    return next((known for known in EXTENSIONS if file.name.endswith(known)), "")
-
-
-def find(path: str, knob: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[pathlib.Path]:
-    """Returns the absolute paths of the supported files that `path` names: folders, files, globs, several separated by commas."""
-    found: set[pathlib.Path] = set()
-    for part in [path] if os.path.exists(path) else [part.strip() for part in path.split(",") if part.strip()]:
-        matches = [part] if os.path.exists(part) else sorted(glob.glob(os.path.expanduser(part), recursive=True))
-        if not matches:
-            raise UserError(f"{knob}: nothing matches {part!r} (seen from {os.getcwd()}); name a folder, a file or a glob of files")
-        inside = [file for match in matches for file in _inside(pathlib.Path(match).absolute())]
-        supported = [file for file in inside if file.name.endswith(extensions)]
-        if not supported and inside:
-            raise UserError(f"{knob}: {inside[0]} is not one of {', '.join(extensions)}; convert it or rename it")
-        if not supported:
-            raise UserError(f"{knob}: {part!r} holds no {', '.join(extensions)} file")
-        found.update(supported)
-    if not found:
-        raise UserError(f"{knob} = {path!r} names no file")
-    return sorted(found)
-
-
-def _inside(path: pathlib.Path) -> list[pathlib.Path]:
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and not any(map(_hidden, file.relative_to(path).parts)))
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
-def held_out_of(files: list[pathlib.Path], pattern: str, reading: Reading) -> set[pathlib.Path]:
-    """Returns the files of the glob: as seen from here, or else, like a .gitignore's, those of the corpus whose path ends in it."""
-    if os.path.exists(pattern) or "," in pattern or glob.glob(os.path.expanduser(pattern), recursive=True):
-        return set(find(pattern, reading.validation_knob))
-    matching = {file for file in files if file.match(pattern)}
-    if not matching:
-        here = f"neither from {os.getcwd()} nor among the {len(files)} files"
-        raise UserError(f"{reading.validation_knob}: nothing matches {pattern!r}, {here}")
-    return matching
-
-
 def read_text(file: pathlib.Path, name: str, start: int, end: int, cut: str, section_bytes: int) -> Iterator[Document]:
     """Yields the documents of a .txt file that begin in its bytes [start, end); `cut` says what they are.
 
     sections: pieces of about `section_bytes`, cut at blank lines; file: the whole; blank lines: its paragraphs (one of
-    more than LOOK_AHEAD_BYTES may be cut at a line end); chapters: as `cut.chapters` finds them.
+    more than LOOK_AHEAD_BYTES may be cut at a line end); lines: each by itself; chapters: as `cut.chapters` finds them.
+    A compressed file is read as a whole.
+
+    Raises:
+      UserError: it is not text in UTF-8.
     """
     with opened(file) as stream:
-        if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+        head = stream.read(2)
+        if head in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(f"{file}: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {file.name}")
-        start, end = _text_boundary(stream, start), _text_boundary(stream, end)
-        stream.seek(start)
-        text = clean(decoded(stream.read(end - start), str(file)))
+        if file.suffix in COMPRESSED:
+            data = head + stream.read()
+        else:
+            start, end = _text_boundary(stream, start), _text_boundary(stream, end)
+            stream.seek(start)
+            data = stream.read(end - start)
+    text = clean(decoded(data, str(file), NO_TEXT))
     if cut == "sections":
         pieces = sections(text, section_bytes)
     else:
-        pieces = {"file": lambda whole: iter([whole]), "blank lines": paragraphs, "chapters": chapters}[cut](text)
+        pieces = {"file": lambda whole: iter([whole]), "blank lines": paragraphs, "lines": lines, "chapters": chapters}[cut](text)
     for number, piece in enumerate(pieces):
         yield from cleaned([{"text": piece, "source": name, "id": f"{name}@{start}.{number}"}])
 
 
 def _text_boundary(stream: Any, offset: int) -> int:
-    """Returns where a range of a .txt file may begin: at `offset` or behind the next blank line, or line, or character."""
+    """Returns where a range of a .txt file may begin: at 0, or behind the next blank line, or line, or blank, or character."""
     if offset == 0:
         return 0
     stream.seek(offset)
     ahead = stream.read(LOOK_AHEAD_BYTES)
-    for mark in (rb"\n\r?\n", rb"\n"):
+    for mark in (rb"\n\r?\n", rb"\n", rb"[ \t]"):
         if found := re.search(mark, ahead):
             return offset + found.end()
     return offset + next((i for i, byte in enumerate(ahead) if byte & 0xC0 != 0x80), len(ahead))
@@ -241,11 +205,18 @@ def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key
         raise UserError(f"{file}: not a readable .parquet file ({' '.join(str(error).split())[:200]})") from None
 
 
-def decoded(data: bytes, where: str) -> str:
-    """Returns the text; bytes that are not UTF-8 become U+FFFD, counted in a warning."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        text = data.decode(errors="replace")
-        warn(f"{where}: {text.count(chr(0xFFFD)) - data.count(chr(0xFFFD).encode())} places are not UTF-8 and were read as U+FFFD")
-        return text
+def decoded(data: bytes, where: str, most: float = 1.0) -> str:
+    """Returns the text; bytes that are not UTF-8 become U+FFFD, counted in a warning.
+
+    Raises:
+      UserError: more than the share `most` of its characters are such places, or NUL.
+    """
+    text = data.decode(errors="replace")
+    replaced = text.count(chr(0xFFFD)) - data.count(chr(0xFFFD).encode())
+    if (broken := replaced + data.count(b"\0")) > most * len(text):
+        what = f"{broken:,} of its {len(text):,} characters are not UTF-8, or NUL"
+        raise UserError(f"{where}: is not text ({what}); take it away, or convert it: iconv -f ITS_ENCODING -t UTF-8")
+    if replaced:
+        places = "1 place is not UTF-8 and was" if replaced == 1 else f"{replaced:,} places are not UTF-8 and were"
+        warn(f"{where}: {places} read as U+FFFD")
+    return text

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lmtiny import files
+
 WORDS = 5  # in a shingle
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication is a bijection of 64-bit integers
 
@@ -32,7 +34,7 @@ class Index:
         """Writes the index as three arrays, which `load` maps into memory: processes share them."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("keys", "owners", "sizes"):
-            np.save(folder / f"{name}.npy", getattr(self, name))
+            files.write_array(folder / f"{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: pathlib.Path) -> "Index":

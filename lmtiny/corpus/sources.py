@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from lmtiny.corpus import builtin, files, hugging_face, tfds, urls
+from lmtiny.corpus import builtin, files, hugging_face, paths, tfds, urls
 from lmtiny.corpus.documents import Document, Unit, digest
 from lmtiny.errors import UserError
 from lmtiny.knobs import SOURCE
@@ -89,11 +89,11 @@ def _units(source: dict[str, Any], corpus: ml_collections.ConfigDict) -> list[Un
     folder = pathlib.Path(corpus.download_dir).absolute()
     if kind == "hf":
         dataset = path.partition(":")[2]
-        root, paths, held_out = hugging_face.shards(dataset, source["subset"], source["revision"], source["shards"], folder)
+        root, copies, held_out = hugging_face.shards(dataset, source["subset"], source["revision"], source["shards"], folder)
     else:
-        root, paths = urls.copies(path, folder)
-        held_out = files.held_out_of(paths, source["validation"], reading) if source["validation"] else set()
-    return files.units_of(paths, held_out, root, reading)
+        root, copies = urls.copies(path, folder)
+        held_out = paths.held_out_of(copies, source["validation"], reading.validation_knob) if source["validation"] else set()
+    return files.units_of(copies, held_out, root, reading)
 
 
 def _labelled(source: str, unit: Unit) -> Unit:

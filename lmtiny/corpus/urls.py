@@ -12,7 +12,7 @@ from typing import Any
 from lmtiny.corpus import download
 from lmtiny.corpus.backoff import Backoff, Interrupted
 from lmtiny.corpus.documents import digest
-from lmtiny.corpus.files import EXTENSIONS, extension
+from lmtiny.corpus.paths import EXTENSIONS, extension
 from lmtiny.errors import UserError
 
 PIECE_BYTES = 1 << 20

@@ -1,7 +1,7 @@
 """Documents -> better documents: cleaning, filters, a quality score, decontamination, deduplication over all sources."""
 
-from lmtiny.refining.refine import counts, refine
-from lmtiny.refining.settings import Plan, Settings, plan_of
+from lmtiny.refining.refine import check, counts, refine
+from lmtiny.refining.settings import STAGES, Plan, Settings, plan_of
 from lmtiny.refining.tally import Tally
 
-__all__ = ["Plan", "Settings", "Tally", "counts", "plan_of", "refine"]
+__all__ = ["STAGES", "Plan", "Settings", "Tally", "check", "counts", "plan_of", "refine"]

@@ -7,29 +7,41 @@ indexer needs lighteval and its downloads; only the index is made here, with dat
 import csv
 import io
 import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from lmtiny import console
 from lmtiny import files as ground_files
-from lmtiny.corpus import files
+from lmtiny.corpus import files, paths
+from lmtiny.corpus.compressed import COMPRESSED, opened
 from lmtiny.errors import UserError
+from lmtiny.refining.tally import Tally
 
-EXTENSIONS = (".txt", ".jsonl", ".csv")
+EXTENSIONS = tuple(f"{kind}{compressed}" for kind in (".txt", ".jsonl", ".csv") for compressed in ("", *COMPRESSED))
 MIN_DISTINCT = 4  # words of an n-gram: "0 0 0 0" is a table, in whatever text
 
 
 def find(path: str) -> list[pathlib.Path]:
-    """Returns the files of evaluation sets that `path` names, sorted; raises UserError if there are none."""
-    return files.find(path, "corpus.decontaminate", EXTENSIONS)
+    """Returns the files of evaluation sets that `path` names, sorted.
+
+    Raises:
+      UserError: there are none, or one of a kind that is not read: a model must not be tested on a set that was left out silently.
+    """
+    found, others = paths.listed(path, "corpus.decontaminate", EXTENSIONS)
+    if others:
+        raise paths.refusal(others[0], "corpus.decontaminate", EXTENSIONS)
+    return found
 
 
-def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path) -> None:
+def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path, tally_path: pathlib.Path) -> None:
     """Writes the hashes of all n-grams of the evaluation sets that `path` names, a file each; `folder` is whole when it is there.
 
     Items of fewer words than `num_words` leave no n-gram: what is shorter than that cannot be told from common speech.
+    How many those are is counted, file by file, in a tally; sets of which nothing can be found are warned of.
     """
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
     from datatrove.utils.hashing import create_hash_func
@@ -37,22 +49,41 @@ def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path) -> No
 
     config = NGramsDecontConfig(n_grams=num_words)
     hashed = create_hash_func(config.hash_config)
+    tally = Tally()
     with ground_files.written(folder) as aside:
         aside.mkdir(parents=True)
-        for number, file in enumerate(find(path)):
+        evaluation_sets = find(path)
+        root = os.path.commonpath([file.parent for file in evaluation_sets])
+        for number, file in enumerate(evaluation_sets):
             found = set()
+            count = tally.evaluation.setdefault(file.relative_to(root).as_posix(), [0, 0])
             for item in items(file):
                 words = tokenizer.word_tokenize(simplify_text(item, config.norm_config))
-                found |= {hashed(" ".join(gram)) for gram in ngrams(words, num_words) if len(set(gram)) >= min(MIN_DISTINCT, num_words)}
-            np.array(sorted(found), "<u8").tofile(aside / f"{file.stem}-{number}.index.hashes")
+                grams = [gram for gram in ngrams(words, num_words) if len(set(gram)) >= min(MIN_DISTINCT, num_words)]
+                found |= {hashed(" ".join(gram)) for gram in grams}
+                count[:] = count[0] + 1, count[1] + (not grams)
+            (aside / f"{file.stem}-{number}.index.hashes").write_bytes(np.array(sorted(found), "<u8").tobytes())
+        ground_files.write_aside(tally_path, tally.to_json())
+    if nothing := [name for name, (read, short) in tally.evaluation.items() if read == short]:
+        what = f"no item of {num_words} words in a row (corpus.decontaminate_words), and so nothing to be found"
+        console.warn(f"corpus.decontaminate: {', '.join(nothing)}: {what}")
 
 
 def items(file: pathlib.Path) -> Iterator[str]:
-    """Yields the texts of an evaluation set: a .txt as a whole, the texts of each line of a .jsonl, of each row of a .csv."""
-    content = file.read_text(encoding="utf-8", errors="replace")
-    if file.suffix == ".txt":
+    """Yields the texts of an evaluation set: a .txt as a whole, the texts of each line of a .jsonl, of each row of a .csv.
+
+    Blank ones are left out. What is not UTF-8 is warned of.
+    """
+    with opened(file) as stream:
+        content = files.decoded(stream.read(), str(file), files.NO_TEXT)
+    yield from (item for item in _items(content, file) if item.strip())
+
+
+def _items(content: str, file: pathlib.Path) -> Iterator[str]:
+    kind = next(suffix for suffix in reversed(file.suffixes) if suffix not in COMPRESSED)
+    if kind == ".txt":
         yield content
-    elif file.suffix == ".csv":
+    elif kind == ".csv":
         yield from (" ".join(row) for row in csv.reader(io.StringIO(content)))
     else:
         for number, line in enumerate(content.splitlines(), 1):

@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 import regex
 
+from lmtiny import console
 from lmtiny import files as ground_files
 from lmtiny.corpus import files
 from lmtiny.errors import UserError
@@ -21,6 +22,7 @@ FEATURES = 1 << 18
 WORDS = 2000  # of a document that are looked at, those it begins with; also the length of the texts that are learned from
 PENALTY = 1e-4  # times half the squared weights, beside the mean loss of both sides
 ITERATIONS = 200
+FEW = 20  # texts of a side: of fewer, what is learned is their subjects
 _WORD = regex.compile(r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]|\n+")
 _MODELS: dict[pathlib.Path, np.ndarray] = {}
 
@@ -42,6 +44,8 @@ def learn(good: str, bad: str, path: pathlib.Path) -> None:
         texts = [document["text"] for unit in units for document in unit.read()]
         if not texts:
             raise UserError(f"corpus.{knob} = {value!r} has no text")
+        if len(texts) < FEW:
+            console.warn(f"corpus.{knob} = {value!r} has {len(texts)} text{'s' * (len(texts) != 1)}: the score is a guess below {FEW}")
         rows += [features(text) for text in texts]
         labels += [label] * len(texts)
     lengths = np.array([len(row[0]) for row in rows])
@@ -59,8 +63,7 @@ def learn(good: str, bad: str, path: pathlib.Path) -> None:
         return float((weights * np.logaddexp(0, -margins)).sum() + 0.5 * PENALTY * (parameters[:-1] ** 2).sum()), gradient
 
     found = minimize(loss, np.zeros(FEATURES + 1), jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
-    with ground_files.opened(path) as file:
-        np.save(file, found.x.astype("<f4"))
+    ground_files.write_array(path, found.x.astype("<f4"))
 
 
 def features(text: str) -> tuple[np.ndarray, np.ndarray]:

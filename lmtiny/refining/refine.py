@@ -25,16 +25,15 @@ def refine(units: list[Unit], plan: Plan, folder: pathlib.Path, corpus: ml_colle
     `run` runs jobs on this machine (data.pool).
 
     Raises:
-      UserError: a library is missing, a text that the plan names cannot be read, or no document is left.
+      UserError: what `check` refuses, a text that the plan names cannot be read, or no document is left.
     """
+    check(plan)
     stages, executors, words = _datatrove()
     place = folder_of(units, plan, folder).absolute()
     place.mkdir(parents=True, exist_ok=True)
-    for name in sorted({settings.language for settings in plan.every() if settings.language}):
-        language.check(name)
     for path in plan.evaluation_sets():
         if not (index := stages.evaluation_index(place, path)).exists():
-            decontamination.build(path, plan.decontaminate_words, words.Words(), index)
+            decontamination.build(path, plan.decontaminate_words, words.Words(), index, index.with_suffix(".tally.json"))
     if plan.scores_quality() and not (model := stages.quality_model(place)).exists():
         console.say("learning the quality score")
         quality.learn(plan.quality_good, plan.quality_bad, model)
@@ -45,6 +44,16 @@ def refine(units: list[Unit], plan: Plan, folder: pathlib.Path, corpus: ml_colle
     return _refined(units, plan, place)
 
 
+def check(plan: Plan) -> None:
+    """Raises UserError where the plan cannot be carried out, whatever the documents: a library is missing, a language is not known."""
+    if plan.nothing():
+        return
+    if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"cleaning, filters and deduplication need {', '.join(missing)}: pip install 'lmtiny[corpus]'")
+    for name in sorted({settings.language for settings in plan.every() if settings.language}):
+        language.check(name)
+
+
 def folder_of(units: list[Unit], plan: Plan, folder: pathlib.Path) -> pathlib.Path:
     """Returns the folder below `folder` in which `refine` works: another one for other units or another plan."""
     return folder / f"refined-{digest(plan.depends_on(), [(unit.fingerprint, unit.held_out) for unit in units])[:16]}"
@@ -53,7 +62,7 @@ def folder_of(units: list[Unit], plan: Plan, folder: pathlib.Path) -> pathlib.Pa
 def counts(units: list[Unit], plan: Plan, folder: pathlib.Path) -> tally.Tally:
     """Returns what `refine` has counted."""
     place = folder_of(units, plan, folder)
-    return tally.load(parts.tallies(place / "documents", place / "kept"))
+    return tally.load(parts.tallies(place, place / "documents", place / "kept"))
 
 
 def _refined(units: list[Unit], plan: Plan, place: pathlib.Path) -> list[Unit]:
@@ -72,9 +81,6 @@ def _refined(units: list[Unit], plan: Plan, place: pathlib.Path) -> list[Unit]:
 
 def _datatrove() -> tuple[Any, Any, Any]:
     """Returns the modules that stand on datatrove, which is imported only here."""
-    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"cleaning, filters and deduplication need {', '.join(missing)}: pip install 'lmtiny[corpus]'")
     from lmtiny.refining import executors, stages, words
 
     return stages, executors, words

@@ -1,17 +1,24 @@
 """What is done to the documents of each source: the `corpus` knobs, which a source may have otherwise."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import ml_collections
 
-from lmtiny.corpus import files
+from lmtiny.corpus import paths
 from lmtiny.corpus.fingerprint import of_file
 from lmtiny.corpus.sources import name
 from lmtiny.errors import UserError
 from lmtiny.knobs import REFINING
 from lmtiny.refining import decontamination
 
+# What may be done to a document, in the order in which it is done: repaired text is matched better, boilerplate should not be
+# unwrapped, and of the filters the cheap and the sharp come first.
+STAGES = (
+    "unicode", "gutenberg", "unwrap", "language", "gopher_repetition", "gopher_quality", "c4", "c4_paragraphs", "fineweb", "quality",
+    "decontaminate", "deduplicate",
+)  # fmt: skip
 VERSION = 1  # of the rules in this room: raise it when the same settings give other documents
 NAMES = tuple(knob.name for knob in REFINING)
 
@@ -30,9 +37,15 @@ class Settings:
     deduplicate: bool
     decontaminate: str
 
+    def stages(self) -> set[str]:
+        """Returns which of STAGES documents go through."""
+        switched = {"language": self.language, "quality": self.quality != "none"}
+        switched |= {"decontaminate": self.decontaminate, "deduplicate": self.deduplicate}
+        return {*self.cleaning, *self.filters, *(stage for stage, on in switched.items() if on)}
+
     def nothing(self) -> bool:
         """Returns whether documents pass as they are."""
-        return not (self.cleaning or self.filters or self.language or self.deduplicate or self.decontaminate) and self.quality == "none"
+        return not self.stages()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +74,16 @@ class Plan:
     def scores_quality(self) -> bool:
         return any(settings.quality != "none" for settings in self.every())
 
+    def quality_files(self, knob: str) -> list[pathlib.Path]:
+        """Returns the files that `quality_good` or `quality_bad` names."""
+        return paths.listed(getattr(self, knob), f"corpus.{knob}", paths.EXTENSIONS)[0]
+
     def deduplicates(self) -> bool:
         return any(settings.deduplicate for settings in self.every())
+
+    def stages(self) -> list[str]:
+        """Returns which of STAGES the documents of any source go through, in their order."""
+        return [stage for stage in STAGES if any(stage in settings.stages() for settings in self.every())]
 
     def evaluation_sets(self) -> list[str]:
         return sorted({settings.decontaminate for settings in self.every() if settings.decontaminate})
@@ -81,7 +102,7 @@ class Plan:
             named["settings of sources"] = {source: _plain(own) for source, own in sorted(self.sources.items())}
         if self.scores_quality():
             for knob in ("quality_good", "quality_bad"):
-                named[f"text of corpus.{knob}"] = [of_file(file) for file in files.find(getattr(self, knob), f"corpus.{knob}")]
+                named[f"text of corpus.{knob}"] = [of_file(file) for file in self.quality_files(knob)]
         if self.deduplicates():
             named |= {f"corpus.{name}": getattr(self, name) for name in ("minhash_words", "minhash_buckets", "minhash_hashes")}
         if sets := self.evaluation_sets():
@@ -94,7 +115,7 @@ def plan_of(config: ml_collections.ConfigDict) -> Plan:
     """Returns the plan that the config's `corpus` section describes, with what its sources set of their own.
 
     Raises:
-      UserError: the quality score lacks its texts.
+      UserError: the quality score lacks its texts, or the same ones are liked and disliked.
     """
     default = _settings(config.corpus)
     own = {name(source): {field: source[field] for field in NAMES if source[field] is not None} for source in config.corpus.sources}
@@ -104,6 +125,8 @@ def plan_of(config: ml_collections.ConfigDict) -> Plan:
     for knob in ("quality_good", "quality_bad"):
         if plan.scores_quality() and not config.corpus[knob]:
             raise UserError(f"corpus.quality needs corpus.{knob}: texts to learn from what is liked and what is not")
+    if plan.scores_quality() and (both := {*plan.quality_files("quality_good")} & {*plan.quality_files("quality_bad")}):
+        raise UserError(f"corpus.quality_good and corpus.quality_bad both name {min(both)}: nothing can be learned from that")
     return plan
 
 

@@ -29,20 +29,19 @@ from datatrove.pipeline.formatters import FTFYFormatter
 
 from lmtiny.corpus import Unit, digest
 from lmtiny.refining import gutenberg, unwrap
-from lmtiny.refining.settings import Plan
+from lmtiny.refining.settings import Plan, Settings
 from lmtiny.refining.steps import BySource, Clean, Counted, Dropped, LanguageFilter, QualityFilter, ReadPart, ReadUnits, Write
 from lmtiny.refining.tally import Tally
 from lmtiny.refining.words import BlankSeparated, Words
 
 Pipeline: TypeAlias = list[PipelineStep | Callable[..., Any]]
 
-# In this order: repaired text is matched better, and boilerplate should not be unwrapped.
 CLEANING: dict[str, Callable[[], Callable[[str], str]]] = {
     "unicode": lambda: FTFYFormatter().format,
     "gutenberg": lambda: gutenberg.strip,
     "unwrap": lambda: unwrap.unwrap,
 }
-# Thresholds are datatrove's defaults, which are those published. The cheap and the sharp come first.
+# Thresholds are datatrove's defaults, which are those published.
 FILTERS: dict[str, Callable[[Any], PipelineStep]] = {
     "gopher_repetition": lambda dropped: GopherRepetitionFilter(exclusion_writer=dropped, language=Words()),
     # Gopher's words are blank-separated; with marks counted as words too, one in nine pieces of the books would have too few letters.
@@ -81,24 +80,29 @@ def held_out(units: list[Unit]) -> frozenset[int]:
 
 def _blocks_of(
     plan: Plan, folder: pathlib.Path, tally: Tally, only_cleaned: frozenset[int], source: str, rank: int
-) -> list[tuple[str, PipelineStep]]:
+) -> list[tuple[str, PipelineStep | None]]:
+    """Returns the stages of the plan, each with its block, or None where documents of this source and task pass as they are."""
     settings = plan.of(source)
-    blocks: list[tuple[str, PipelineStep]] = [
-        (stage, Clean(stage, make(), tally)) for stage, make in CLEANING.items() if stage in settings.cleaning
+    wanted = settings.stages() & set(CLEANING) if rank in only_cleaned else settings.stages()
+    return [
+        (stage, _block(stage, settings, plan, folder, tally) if stage in wanted else None)
+        for stage in plan.stages()
+        if stage != "deduplicate"
     ]
-    if rank in only_cleaned:
-        return blocks
-    if settings.language:
-        blocks.append(("language", LanguageFilter(settings, Dropped("language", tally))))
-    blocks += [(stage, make(Dropped(stage, tally))) for stage, make in FILTERS.items() if stage in settings.filters]
-    if settings.quality != "none":
-        blocks.append(("quality", QualityFilter(settings, quality_model(folder), Dropped("quality", tally), tally)))
-    if settings.decontaminate:
-        config = NGramsDecontConfig(n_grams=plan.decontaminate_words)
-        index = evaluation_index(folder, settings.decontaminate)
-        dropped: Any = Dropped("decontaminate", tally)
-        blocks.append(("decontaminate", NGramsDecontFilter(str(index), config, exclusion_writer=dropped, language=Words())))
-    return blocks
+
+
+def _block(stage: str, settings: Settings, plan: Plan, folder: pathlib.Path, tally: Tally) -> PipelineStep:
+    dropped: Any = Dropped(stage, tally)
+    if stage in CLEANING:
+        return Clean(stage, CLEANING[stage](), tally)
+    if stage in FILTERS:
+        return FILTERS[stage](dropped)
+    if stage == "language":
+        return LanguageFilter(settings, dropped)
+    if stage == "quality":
+        return QualityFilter(settings, quality_model(folder), dropped, tally)
+    config, index = NGramsDecontConfig(n_grams=plan.decontaminate_words), evaluation_index(folder, settings.decontaminate)
+    return NGramsDecontFilter(str(index), config, exclusion_writer=dropped, language=Words())
 
 
 def quality_model(folder: pathlib.Path) -> pathlib.Path:

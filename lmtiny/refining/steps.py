@@ -51,11 +51,14 @@ class ReadPart(PipelineStep):
 
 
 class BySource(PipelineStep):
-    """Passes the documents of each source through blocks of its own: `blocks_of(source, task)` gives (stage, block) pairs."""
+    """Passes the documents of each source through blocks of its own: `blocks_of(source, task)` gives (stage, block) pairs.
+
+    Where there is no block, they are only counted, so that every stage has counts of every source.
+    """
 
     name, type = "by source", "ROUTER"
 
-    def __init__(self, blocks_of: Callable[[str, int], Sequence[tuple[str, PipelineStep]]], tally: Tally) -> None:
+    def __init__(self, blocks_of: Callable[[str, int], Sequence[tuple[str, PipelineStep | None]]], tally: Tally) -> None:
         super().__init__()
         self.blocks_of, self.tally = blocks_of, tally
 
@@ -64,7 +67,7 @@ class BySource(PipelineStep):
         for source, documents in itertools.groupby(data, key=lambda document: str(document.metadata["source"])):
             if source not in made:
                 pairs = self.blocks_of(source, rank)
-                made[source] = [block for stage, filtering in pairs for block in (filtering, Counted(stage, self.tally))]
+                made[source] = [block for stage, own in pairs for block in (own, Counted(stage, self.tally)) if block]
             for block in made[source]:
                 documents = block.run(documents, rank, world_size)
             yield from documents

@@ -24,6 +24,7 @@ class Tally:
         self.changed: dict[str, dict[str, int]] = {}  # stage -> source -> documents that it altered
         self.lengths: dict[str, list[int]] = {}  # source -> documents by length, those that stayed
         self.scores: dict[str, list[int]] = {}  # source -> documents by quality score
+        self.evaluation: dict[str, list[int]] = {}  # evaluation set -> items [read, too short to be found]
         self.samples: dict[str, list[dict[str, Any]]] = {}  # "source\tstage\treason" -> texts, smallest hash first
 
     def passed(self, stage: str, source: str, num_bytes: int) -> None:
@@ -84,7 +85,7 @@ def load(paths: Iterable[pathlib.Path]) -> Tally:
                     _add(total.dropped.setdefault(stage, {}).setdefault(source, {}).setdefault(reason, [0, 0]), counts)
         for stage, sources in one["changed"].items():
             total.changed[stage] = dict(collections.Counter(total.changed.get(stage, {})) + collections.Counter(sources))
-        for mine, theirs in ((total.lengths, one["lengths"]), (total.scores, one["scores"])):
+        for mine, theirs in ((total.lengths, one["lengths"]), (total.scores, one["scores"]), (total.evaluation, one["evaluation"])):
             for source, counts in theirs.items():
                 _add(mine.setdefault(source, [0] * len(counts)), counts)
         for key, held in one["samples"].items():

@@ -15,7 +15,7 @@ PIECES = ["CHAPTER I", "Chapter 2. In Which", "PART THE FIRST", "Act V", "\n", "
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
 def test_the_pieces_joined_are_the_text(text: str) -> None:
-    for cutter in (cut.chapters, cut.paragraphs):
+    for cutter in (cut.chapters, cut.paragraphs, cut.lines):
         pieces = list(cutter(text))
         assert "".join(pieces) == text and all(pieces)
 
@@ -60,12 +60,19 @@ def test_each_way_to_cut_a_file(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
     assert documents(tmp_path, "file") == [text]
     assert documents(tmp_path, "chapters") == chapters
     assert documents(tmp_path, "blank lines") == re.split(r"\n\n+", text)
+    assert documents(tmp_path, "lines") == re.split(r"\n+", text)
     assert "".join("".join(documents(tmp_path, "sections")).split()) == "".join(text.split())
-    found = {how: documents(tmp_path, how) for how in ("file", "chapters", "blank lines")}
+    found = {how: documents(tmp_path, how) for how in ("file", "chapters", "blank lines", "lines")}
     monkeypatch.setattr(files, "RANGE_BYTES", 700)
     assert {how: documents(tmp_path, how) for how in found} == found
     prints = [files.units(str(tmp_path), "", files.Reading("text", 1024, how))[0].fingerprint for how in (*found, "sections")]
-    assert len(set(prints)) == 4
+    assert len(set(prints)) == 5
+
+
+def test_the_articles_of_a_file_of_one_a_line(test_data: pathlib.Path) -> None:
+    articles = documents(test_data / "wiki_demo.txt", "lines")
+    assert len(articles) == 30 and len(documents(test_data / "wiki_demo.txt", "blank lines")) == 1
+    assert sum(map(len, articles)) + 29 == len((test_data / "wiki_demo.txt").read_text(encoding="utf-8").strip())
 
 
 @pytest.mark.parametrize(("number", "chapters"), [("11", 12), ("1342", 61), ("1260", 38)])

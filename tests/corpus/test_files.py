@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import pathlib
+import random
 import sys
 from typing import Any
 
@@ -72,7 +74,7 @@ def test_fingerprints_stay_from_version_to_version(tmp_path: pathlib.Path) -> No
     (tmp_path / "a.txt").write_text("One.\n\nTwo.\n")
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     assert [(unit.name, unit.fingerprint) for unit in units_of(tmp_path, validation_path="b.jsonl")] == [
-        ("a.txt@0", "0503bd66769af4277557374bc1659c3b"), ("b.jsonl@0", "597210077ef5f4d3cf7ab2af17a7c9a6"),
+        ("a.txt@0", "7a74f3b01fa168d5325e5e2529f5d325"), ("b.jsonl@0", "c99284d25c74adf908e2dbc98da8a4c9"),
     ]  # fmt: skip
 
 
@@ -83,6 +85,14 @@ def test_a_long_text_is_cut_at_blank_lines(tmp_path: pathlib.Path) -> None:
     assert "\n\n".join(found) == "\n\n".join(paragraphs)
     assert all(900 < len(text) <= 2048 for text in found)
     assert all(text.startswith("Paragraph") and text.endswith("end.") for text in found)
+
+
+def test_a_text_without_line_ends_is_cut_between_words(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"word{number}é" for number in range(3000)]
+    (tmp_path / "a.txt").write_text(" ".join(words))
+    assert " ".join(found := texts(tmp_path, section_bytes=2048)).split() == words and len(found) > 10
+    monkeypatch.setattr(files, "RANGE_BYTES", 1000)
+    assert " ".join(found := texts(tmp_path, section_bytes=2048)).split() == words and len(found) > 20
 
 
 @settings(deadline=None)
@@ -202,9 +212,9 @@ def test_a_bad_line_is_named(tmp_path: pathlib.Path, line: str, message: str) ->
     [
         ("a.txt", b"x", "nothing*.txt", "nothing matches '.*nothing"),
         ("a.txt", b"x", "no/folder", "nothing matches"),
-        ("a.doc", b"x", "", r"a\.doc is not one of \.txt, \.jsonl, \.jsonl\.gz, \.jsonl\.zst, \.parquet"),
+        ("a.doc", b"x", "", r"a\.doc is not one of \.txt, \.txt\.gz, \.txt\.zst, \.jsonl, .*, \.parquet"),
         ("a.doc", b"x", "a.doc", r"a\.doc is not one of"),
-        ("a.txt", b"", "", "all 1 files are empty"),
+        ("a.txt", b"", "", "the file is empty"),
         ("a.txt", b"\xff\xfeh\0i\0", "", "is UTF-16; convert it first: iconv"),
     ],
 )
@@ -212,6 +222,67 @@ def test_bad_inputs_are_refused(tmp_path: pathlib.Path, name: str, content: byte
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tmp_path / path)
+
+
+def test_what_is_left_out_of_a_folder_is_named(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "NOTES.TXT").write_text("capitals")
+    (folder / "empty.txt").write_text("")
+    (folder / "nowhere.txt").symlink_to(folder / "nothing")
+    (folder / "elsewhere").symlink_to(folder / "deep")
+    units_of(folder)
+    left_out = "5 files left out: NOTES.TXT, elsewhere, empty.txt (empty), ignored.md, nowhere.txt"
+    assert capsys.readouterr().out == f"{folder}: {left_out}\n"
+    for number in range(20):
+        (folder / f"x{number:02d}.md").write_text("x")
+    units_of(folder)
+    assert "25 files left out: NOTES.TXT, " in (told := capsys.readouterr().out) and told.endswith(", x02.md and 17 more\n")
+    units_of(folder / "*.txt", validation_path="b.txt")
+    assert "2 files left out: empty.txt (empty), nowhere.txt" in capsys.readouterr().out
+    units_of(folder / "deep")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_that_cannot_be_read_is_refused(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if pathlib.Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)  # not by chmod: root may read all
+    for path in (folder, folder / "deep"):
+        with pytest.raises(UserError, match=r"deep: cannot be read \(Permission denied\); leave it out of corpus.path or change its"):
+            units_of(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_text_is_read_as_the_text(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    text = "\n\n".join(f"Paragraph {number} é." for number in range(200))
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.txt").write_text(text)
+    if suffix == ".gz":
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        (tmp_path / "a.txt.zst").write_bytes(pytest.importorskip("pyarrow").compress(text.encode(), "zstd", asbytes=True))
+    expected = texts(tmp_path / "plain", section_bytes=1024)
+    monkeypatch.setattr(files, "RANGE_BYTES", 100)
+    assert texts(tmp_path / f"a.txt{suffix}", section_bytes=1024) == expected and len(expected) > 3
+
+
+def test_what_is_not_text_is_refused_and_a_few_strange_bytes_are_not(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise, zeros, russian = random.Random(0).randbytes(5000), b"ELF\0\0\0\1\0" * 99, ("Привет, мир. " * 99).encode("cp1251")
+    for name, data in {"noise.txt": noise, "zeros.txt": zeros, "russian.txt": russian}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=rf"{name}: is not text \([\d,]+ of its [\d,]+ characters are not UTF-8, or NUL\); take"):
+            read(tmp_path / name)
+    (tmp_path / "french.txt").write_bytes(("Une journée d'été, très courte. " * 1000).encode("latin-1"))
+    assert len(read(tmp_path / "french.txt")) == 1
+    (tmp_path / "one.txt").write_bytes(b"naive with \xef")
+    read(tmp_path / "one.txt")
+    assert [line.partition(".txt: ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "4,000 places are not UTF-8 and were read as U+FFFD", "1 place is not UTF-8 and was read as U+FFFD",
+    ]  # fmt: skip
 
 
 def test_an_empty_folder_and_an_unreadable_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

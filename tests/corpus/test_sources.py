@@ -122,10 +122,11 @@ REFUSED: list[tuple[list[dict[str, Any]], str]] = [
     ([{"path": "x.txt", "subset": "en"}], "subset says nothing about 'x.txt', a source of the kind files; it is for hf, tfds"),
     ([{"path": "hf:a/b", "validation": "x"}], "validation says nothing about 'hf:a/b', .* it is for files, url, tfds"),
     ([{"path": "hf:a b"}], "is not hf:OWNER/DATASET"),
-    ([{"path": "web.jsonl", "validation": "web.jsonl"}], "validation holds out all 1 files"),
+    ([{"path": "web.jsonl", "validation": "web.jsonl"}], "validation holds out the only file"),
     ([{"path": "web.jsonl", "validation": "z*"}], "validation: nothing matches 'z\\*'"),
     ([{"path": "web.jsonl"}], r"source web: .*web.jsonl:1: no field 'text' among 'body'; set text_key"),
-    ([{"path": "empty.txt"}], r"corpus.sources\[0\] \(empty\): path = 'empty.txt': all 1 files are empty"),
+    ([{"path": "web.jsonl", "cut": "chapters"}], "cut = 'chapters' says nothing about web.jsonl: it is for .txt; a record is a document"),
+    ([{"path": "empty.txt"}], r"corpus.sources\[0\] \(empty\): path = 'empty.txt': the file is empty"),
     ([{"path": "file://{}/empty.txt"}], r"corpus.sources\[0\] \(empty\): there is nothing in it"),
 ]
 

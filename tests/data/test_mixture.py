@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]
 
 
 def sources(folders: dict[str, pathlib.Path], **weights: float) -> tuple[dict[str, Any], ...]:
-    return tuple({"name": name, "path": str(folder), "weight": weights.get(name, 0.0)} for name, folder in folders.items())
+    return tuple({"name": name, "path": str(folder), "weight": weights.get(name)} for name, folder in folders.items())
 
 
 def mixed(config_of: Any, folder: str, listed: tuple[dict[str, Any], ...], **more: Any) -> tuple[Prepared, ml_collections.ConfigDict]:
@@ -117,8 +117,11 @@ def test_a_source_without_text_cannot_have_a_share(config_of: Any, folders: dict
 
 
 def test_weights_for_some_are_refused(config_of: Any, folders: dict[str, pathlib.Path]) -> None:
-    with pytest.raises(UserError, match="give all of them one, or none"):
-        config_of("some", **{"corpus.kind": "sources", "corpus.path": "", "corpus.sources": sources(folders, books=1.0)})
+    for weights, message in (({"books": 1.0}, "give all of them one, or none"),
+                             ({"books": 1.0, "wiki": 0.0}, r"sources\[1\].weight = 0.0 means none: leave the source out, or give it"),
+                             ({"books": 0.0, "wiki": 0.0}, r"sources\[0\].weight = 0.0 means none")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            config_of("some", **{"corpus.kind": "sources", "corpus.path": "", "corpus.sources": sources(folders, **weights)})
 
 
 def test_the_report_says_what_was_wanted_and_got(config_of: Any, folders: dict[str, pathlib.Path]) -> None:

@@ -1,5 +1,6 @@
 """Refining: what is planted goes and the rest stays, counted by reason, the same bytes however it came about."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -63,7 +64,7 @@ def test_a_source_may_have_settings_of_its_own(make_corpus, refined) -> None:
     own = [sources[0] | {"filters": [], "cleaning": []}, sources[1]]
     documents, tally = refined(folder, sources=own, filters=["c4"], cleaning=["unicode", "unwrap"])
     assert [document["text"] for document in documents if document["source"] == "code"] == [code.strip()]
-    assert len(documents) == 2 and "code" not in tally.flow["unwrap"]
+    assert len(documents) == 2 and "code" not in tally.changed.get("unwrap", {}) and tally.flow["c4"].keys() == {"code", "web"}
     with pytest.raises(UserError, match=r"corpus.sources\[1\] has no 'filter'; did you mean filters\?"):
         config_for(folder, sources=[sources[0], sources[1] | {"filter": ["c4"]}])
     with pytest.raises(UserError, match=r"corpus.sources\[1\].filters = .* must be some of"):
@@ -136,6 +137,62 @@ def test_what_shares_words_in_a_row_with_an_evaluation_set_goes(make_corpus, ref
     assert tally.reasons() == {"contaminated": 1}
     [[sample]] = tally.samples.values()
     assert "contaminated_ngram janet has 0 ducks" in sample["note"] and "task-0" in sample["note"]
+
+
+def test_an_evaluation_set_of_a_kind_that_is_not_read_is_refused_beside_others_too(make_corpus, refined, tmp_path) -> None:
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "held.txt").write_text(prose(1, 3))
+    (tmp_path / "sets" / "x.tsv").write_text("a\tb")
+    with pytest.raises(UserError, match=r"corpus.decontaminate: .*x\.tsv is not one of \.txt, .*\.csv\.zst; convert it, rename"):
+        refined(make_corpus(web=[prose(2, 3)]), decontaminate=str(tmp_path / "sets"))
+
+
+def test_a_compressed_evaluation_set_is_read(make_corpus, refined, tmp_path) -> None:
+    (tmp_path / "task.jsonl.gz").write_bytes(gzip.compress(json.dumps({"question": prose(5, 3)}).encode()))
+    documents, _ = refined(make_corpus(web=[prose(1, 3) + " " + prose(5, 3), prose(2, 3)]), decontaminate=str(tmp_path / "*.gz"))
+    assert [document["text"] for document in documents] == [prose(2, 3)]
+
+
+def test_evaluation_sets_in_which_nothing_can_be_found_are_warned_of_and_counted(make_corpus, refined, tmp_path, capsys) -> None:
+    (tmp_path / "sets").mkdir()
+    rows = {"empty.txt": "", "short.csv": "What is two and two?,4\n\nWho?,me\n", "held.txt": prose(1, 3), "french.txt": prose(3, 3) + " é"}
+    for name, content in rows.items():
+        (tmp_path / "sets" / name).write_bytes(content.encode("latin-1"))
+    _, tally = refined(make_corpus(web=[prose(2, 3)]), decontaminate=str(tmp_path / "sets"))
+    assert tally.evaluation == {"empty.txt": [0, 0], "french.txt": [1, 0], "held.txt": [1, 0], "short.csv": [2, 2]}
+    encoding, nothing = capsys.readouterr().err.splitlines()
+    assert "french.txt: 1 place is not UTF-8" in encoding
+    assert "corpus.decontaminate: empty.txt, short.csv: no item of 13 words in a row" in nothing
+
+
+def test_a_score_needs_two_sides_and_more_than_a_few_texts(make_corpus, refined, tmp_path, capsys) -> None:
+    for name in ("good", "bad"):
+        (tmp_path / f"{name}.txt").write_text(f"a {name} text")
+    folder = make_corpus(web=[prose(2, 3)])
+    good, bad = (str(tmp_path / f"{name}.txt") for name in ("good", "bad"))
+    with pytest.raises(UserError, match=r"quality_good and corpus.quality_bad both name .*good\.txt"):
+        refined(folder, quality="filter", quality_good=good, quality_bad=str(tmp_path / "*.txt"))
+    refined(folder, quality="filter", quality_threshold=0.0, quality_good=good, quality_bad=bad)
+    assert [line.partition(" = ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"lmtiny: warning: corpus.quality_{name}" for name in ("good", "bad")
+    ]
+
+
+def test_every_stage_counts_every_source_held_out_or_not(make_corpus, refined) -> None:
+    """So that what a stage dropped is what is missing in its row, and one that drops all has a row."""
+    folder = make_corpus(a=[prose(1, 9), prose(2, 9), "short"], held=["Too short… "], notes=["one", "two"])
+    listed = [
+        {"name": "a", "path": f"{folder}/[ah]*.jsonl", "validation": "held.jsonl", "filters": ["gopher_quality"]},
+        {"name": "notes", "path": f"{folder}/notes.jsonl", "language": "en", "language_threshold": 1.0, "deduplicate": True},
+    ]
+    _, tally = refined(folder, sources=listed)
+    before = {"a": 4, "notes": 2}
+    for stage in ("read", "language", "gopher_quality", "deduplicate"):
+        dropped = {source: sum(count for count, _ in of.values()) for source, of in tally.dropped.get(stage, {}).items()}
+        now = {source: tally.flow[stage].get(source, [0])[0] for source in before}
+        assert now == {source: count - dropped.get(source, 0) for source, count in before.items()}, stage
+        before = now
+    assert before == {"a": 3, "notes": 0}
 
 
 def test_a_score_learned_from_two_kinds_of_text_tells_them_apart(make_corpus, refined, tmp_path) -> None:

@@ -1,0 +1,102 @@
+"""Which files on this machine a path names: folders, files and globs; what is left out of them is told, not passed over."""
+
+import glob
+import os
+import pathlib
+
+from lmtiny.console import say
+from lmtiny.errors import UserError
+
+EXTENSIONS = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+NAMED = 8  # files left out that are named one by one
+
+
+def extension(file: pathlib.PurePath) -> str:
+    """Returns which of EXTENSIONS the file has, "" for none."""
+    return next((known for known in EXTENSIONS if file.name.endswith(known)), "")
+
+
+def find(path: str, knob: str) -> list[pathlib.Path]:
+    """Returns the absolute paths of the files with text that `path` names, sorted; says which others it names, and leaves them out.
+
+    Raises:
+      UserError: nothing matches, an extension is not supported, all files are empty, or a folder cannot be read.
+    """
+    supported, others = listed(path, knob, EXTENSIONS)
+    found = [file for file in supported if file.stat().st_size]
+    if not found:
+        raise UserError(f"{knob} = {path!r}: {'the file is' if len(supported) == 1 else f'all {len(supported)} files are'} empty")
+    if left_out := sorted({*others, *supported} - {*found}):
+        told = [f"{file.name} (empty)" if file in supported else file.name for file in left_out[:NAMED]]
+        more = f" and {len(left_out) - NAMED:,} more" if len(left_out) > NAMED else ""
+        say(f"{path}: {len(left_out):,} file{'s' * (len(left_out) != 1)} left out: {', '.join(told)}{more}")
+    return found
+
+
+def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Returns (files of the `extensions`, all others) that `path` names: folders, files, globs, several separated by commas.
+
+    Absolute and sorted; what is hidden is neither. A link to nothing, or inside a folder to another folder, is among the others.
+
+    Raises:
+      UserError: nothing matches, none has an extension, or a folder cannot be read.
+    """
+    found: set[pathlib.Path] = set()
+    others: set[pathlib.Path] = set()
+    for part in [path] if os.path.exists(path) else [part.strip() for part in path.split(",") if part.strip()]:
+        matches = [part] if os.path.exists(part) else sorted(glob.glob(os.path.expanduser(part), recursive=True))
+        if not matches:
+            raise UserError(f"{knob}: nothing matches {part!r} (seen from {os.getcwd()}); name a folder, a file or a glob of files")
+        try:
+            inside = [file for match in matches for file in _inside(pathlib.Path(match).absolute())]
+            supported = [file for file in inside if file.name.endswith(extensions) and file.is_file()]
+        except OSError as error:
+            remedy = f"leave it out of {knob} or change its permissions"
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {remedy}") from None
+        if not supported and inside:
+            raise refusal(inside[0], knob, extensions)
+        if not supported:
+            raise UserError(f"{knob}: {part!r} holds no {', '.join(extensions)} file")
+        found.update(supported)
+        others.update(inside)
+    if not found:
+        raise UserError(f"{knob} = {path!r} names no file")
+    return sorted(found), sorted(others - found)
+
+
+def refusal(file: pathlib.Path, knob: str, extensions: tuple[str, ...]) -> UserError:
+    """Returns what is said of a file that is none of the `extensions`, or none at all."""
+    if not file.is_file():
+        return UserError(f"{knob}: {file} is no file, but a link to nothing, a folder elsewhere or a device; take it away")
+    return UserError(f"{knob}: {file} is not one of {', '.join(extensions)}; convert it, rename it or take it away")
+
+
+def _inside(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns what lies in a folder and the folders in it, but for what is hidden; links to folders are not followed."""
+    if not path.is_dir():
+        return [path]
+    found: list[pathlib.Path] = []
+    for folder, folders, names in os.walk(path, onerror=_raised):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found += [pathlib.Path(folder, name) for name in (*names, *links) if not _hidden(name)]
+    return sorted(found)
+
+
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def held_out_of(files: list[pathlib.Path], pattern: str, knob: str) -> set[pathlib.Path]:
+    """Returns the files of the glob: as seen from here, or else, like a .gitignore's, those of the corpus whose path ends in it."""
+    if os.path.exists(pattern) or "," in pattern or glob.glob(os.path.expanduser(pattern), recursive=True):
+        return set(find(pattern, knob))
+    matching = {file for file in files if file.match(pattern)}
+    if not matching:
+        here = f"neither from {os.getcwd()} nor among the {len(files)} files"
+        raise UserError(f"{knob}: nothing matches {pattern!r}, {here}")
+    return matching
