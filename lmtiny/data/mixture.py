@@ -14,6 +14,7 @@ from lmtiny.corpus import sources
 from lmtiny.errors import UserError
 
 COUNTED = 4096  # rows
+WORN_OUT = 16  # times read: about there the returns of reading it again vanish (Muennighoff et al. 2023, arXiv 2305.16264)
 
 
 def shares(config: ml_collections.ConfigDict) -> dict[str, float]:
@@ -58,11 +59,17 @@ def got(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str
     return {one["source"]: counts[number] / COUNTED for number, one in enumerate(mixture)}
 
 
+def times_read(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, float]:
+    """Returns source -> how often a run of the config reads through it."""
+    rows_read = config.train.num_steps * config.train.batch_size * config.model.context_length / manifest["row_length"]
+    wanted = shares(config)
+    return {one["source"]: rows_read * wanted[one["source"]] / one["rows"] for one in manifest["splits"]["train"]["mixture"]}
+
+
 def described(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> list[tuple[str, ...]]:
     """Returns a row of texts for each source: its name, share wanted, share by size, how often a run of the config reads it."""
-    wanted, train = shares(config), manifest["splits"]["train"]
-    rows_read = config.train.num_steps * config.train.batch_size * config.model.context_length / manifest["row_length"]
+    wanted, train, times = shares(config), manifest["splits"]["train"], times_read(manifest, config)
     return [
-        (source, f"{wanted[source]:.1%}", f"{rows / train['rows']:.1%}", f"{rows_read * wanted[source] / rows:.2f}")
+        (source, f"{wanted[source]:.1%}", f"{rows / train['rows']:.1%}", f"{times[source]:.2f}")
         for source, rows in ((one["source"], one["rows"]) for one in train["mixture"])
     ]

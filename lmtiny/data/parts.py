@@ -7,15 +7,7 @@ takes a part of another corpus, tokenizer or setting for its own.
 import pathlib
 import shutil
 
-import numpy as np
-
-from lmtiny.files import ASIDE, opened
-
-
-def save(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes the array as `path` (.npy)."""
-    with opened(path) as file:
-        np.save(file, array)
+from lmtiny.files import ASIDE
 
 
 def sweep(folder: pathlib.Path) -> None:

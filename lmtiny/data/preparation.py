@@ -5,7 +5,6 @@ tokenizer from what is left to train on; encode; pack; write shards. Each step's
 """
 
 import contextlib
-import errno
 import hashlib
 import pathlib
 import shutil
@@ -25,7 +24,6 @@ from lmtiny.errors import UserError
 Config: TypeAlias = ml_collections.ConfigDict
 Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
 Facts: TypeAlias = list[np.ndarray]  # for each unit, stages.FACTS of its documents
-NOT_WRITABLE = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 PREPARED = pathlib.Path("prepared")  # where data.dir names no other folder
 WORK = "parts"  # folder of the unfinished, inside the prepared one
 
@@ -43,12 +41,14 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     depends_on = _depends_on(config, units, given)
     folder = pathlib.Path(config.data.dir) if config.data.dir else default_folder(config, given, depends_on)
     if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
-        return found
+        return _used_again(found, config)
+    refining.check(refining.plan_of(config))
+    made = not folder.exists()
     try:
         with files.locked(folder, lambda: console.say(f"{folder} is being prepared by another process; waiting for it")):
             if not rebuild and (found := _finished(folder, depends_on)):  # another process made it meanwhile, or was killed after that
                 shutil.rmtree(folder / WORK, ignore_errors=True)
-                return found
+                return _used_again(found, config)
             if rebuild:
                 _remove(folder)
             (folder / WORK).mkdir(exist_ok=True)
@@ -57,10 +57,14 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
             _build(config, units, given, folder, depends_on)
             shutil.rmtree(folder / WORK)
     except OSError as error:
-        if error.errno not in NOT_WRITABLE:
+        if error.errno not in shards.NOT_WRITABLE:
             raise
         what_to_do = "what is finished is kept; --config.data.dir names another folder"
         raise UserError(f"{folder} cannot be written: {error.strerror}; {what_to_do}") from error
+    except UserError:
+        if made and not [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]:
+            shutil.rmtree(folder)  # refused before there was anything to keep
+        raise
     return shards.read(folder)
 
 
@@ -142,6 +146,13 @@ def _finished(folder: pathlib.Path, depends_on: dict[str, Any]) -> Prepared | No
     return found
 
 
+def _used_again(found: Prepared, config: Config) -> Prepared:
+    """Returns what was found, when its report, and the person, have been told the weights that the sources have this time."""
+    report.renew(found.folder, mixture.shares(config), mixture.got(found.manifest, config))
+    publishing.say_mixture(found.manifest, config)
+    return found
+
+
 def _remove(folder: pathlib.Path) -> None:
     """Removes an earlier preparation, manifest first, and nothing else that may be in the folder."""
     (folder / shards.MANIFEST).unlink(missing_ok=True)
@@ -157,7 +168,8 @@ def _remove(folder: pathlib.Path) -> None:
 def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None, folder: pathlib.Path, depends_on: dict[str, Any]) -> None:
     work = folder / WORK
     num_bytes = sum(unit.num_bytes for unit in units)
-    console.say(f"preparing {corpus.name(config)} ({console.human(num_bytes, 'B')} in {len(units)} units) in {folder}")
+    amount = f"{console.human(num_bytes, 'B')} in {len(units)} unit{'s' * (len(units) != 1)}"
+    console.say(f"preparing {corpus.name(config)} ({amount}) in {folder}")
     with pool.workers(config.data.num_processes, len(units), num_bytes) as run:
         plan = refining.plan_of(config)
         given_units, refined = units, None
@@ -192,9 +204,11 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         "sources": publishing.sources(tokens),
         "depends_on": depends_on,
     }
-    report.write(folder, report.collect(manifest, documents, refined, mixture.shares(config), mixture.got(manifest, config)))
+    wanted, got = mixture.shares(config), mixture.got(manifest, config)
+    report.write(folder, report.collect(manifest, documents, tokens, refined, wanted, got))
     publishing.publish(folder, work, tokenizer_folder, shard_key, manifest)
-    publishing.say(manifest, config)
+    publishing.say(manifest)
+    publishing.say_mixture(manifest, config)
 
 
 def _read(run: pool.Run, units: list[Unit], work: pathlib.Path) -> Paths:
@@ -231,7 +245,7 @@ def _sides(run: pool.Run, documents: Paths, facts: Facts, held_out: list[bool], 
     todo = [number for number, path in enumerate(paths) if not path.exists()]
     if threshold > 1:
         for number in todo:
-            parts.save(paths[number], chosen[number])
+            files.write_array(paths[number], chosen[number])
         return paths
     index = work / f"index-{key}"
     if todo and not index.exists():

@@ -102,13 +102,22 @@ def publish(folder: pathlib.Path, work: pathlib.Path, tokenizer_folder: pathlib.
     shards.write_manifest(folder, manifest)
 
 
-def say(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> None:
-    """Prints what was prepared: documents, tokens, bytes a token, rows, padding and crop share, for each side; and the mixture."""
+def say(manifest: dict[str, Any]) -> None:
+    """Prints what was prepared: documents, tokens, bytes a token, rows, padding and crop share, for each side."""
     rows = []
     for split in shards.SPLITS:
         of = manifest["splits"][split]
         shares = (f"{100 * of[name]:.3f} %" for name in ("padding_share", "crop_share"))
         rows.append((split, f"{of['documents']:,}", f"{of['tokens']:,}", f"{of['bytes'] / of['tokens']:.2f}", f"{of['rows']:,}", *shares))
     console.say(console.table(("side", "documents", "tokens", "bytes/token", "rows", "padding", "cropped"), rows))
-    if "mixture" in manifest["splits"]["train"]:
-        console.say(console.table(("source", "share", "by size", "times read"), mixture.described(manifest, config)))
+
+
+def say_mixture(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> None:
+    """Prints the shares of sources that are mixed by weight, and how often a run of the config reads each; warns of too often."""
+    if "mixture" not in manifest["splits"]["train"]:
+        return
+    console.say(console.table(("source", "share", "by size", "times read"), mixture.described(manifest, config)))
+    for source, times in mixture.times_read(manifest, config).items():
+        if times > mixture.WORN_OUT:
+            remedy = "lower its weight or train.num_steps, or give it more text"
+            console.warn(f"a run of this config reads {source} {times:,.0f} times, and so learns it by heart; {remedy}")

@@ -1,5 +1,6 @@
 """The report of a preparation: what each stage took and left of each source, with samples; JSON, and the same as a page."""
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -7,68 +8,80 @@ from typing import Any
 
 from lmtiny import files
 from lmtiny.data import report_page, stages
-from lmtiny.refining import Tally, tally
+from lmtiny.refining import STAGES, Tally, tally
 
 JSON, PAGE = "report.json", "report.html"
 MAX_SOURCES = 40  # told of one by one; the smallest are counted together
 OTHERS = "(others)"
 SPLIT_FIGURES = ("documents", "bytes", "tokens", "rows")
-ORDER = (
-    "read", "unicode", "gutenberg", "unwrap", "language", "gopher_repetition", "gopher_quality", "c4", "c4_paragraphs", "fineweb",
-    "quality", "decontaminate", "deduplicate",
-)  # fmt: skip
+ORDER = ("read", *STAGES, stages.SPLIT)
 
 
 def collect(
-    manifest: dict[str, Any], documents: list[pathlib.Path], refined: Tally | None,
-    wanted: Mapping[str, float] | None = None, got: Mapping[str, float] | None = None,
+    manifest: dict[str, Any], documents: list[pathlib.Path], tokens: list[pathlib.Path], refined: Tally | None,
+    wanted: Mapping[str, float], got: Mapping[str, float],
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the report: all of it JSON.
 
-    `documents` are the parts that were split; `refined` has the counts before that, if there was anything to count;
-    `wanted` is the share of what is trained on that a source was to have, `got` what it has; without them it has that of its size.
+    `documents` are the parts that were split, `tokens` those of them that stayed; `refined` has the counts before that, if
+    there was anything to count; `wanted` and `got` are as `_mixture` has them.
     """
-    found = tally.load(stages.tally_path(path) for path in documents)
-    flow = dict(refined.flow) if refined else {"read": found.flow["read"]}
-    sources = manifest["sources"]
+    found, split = (tally.load(stages.tally_path(path) for path in paths) for paths in (documents, tokens))
+    refined = refined or Tally()
+    flow = refined.flow or found.flow
+    dropped = refined.dropped | split.dropped
     rename = _grouped({source: count[1] for source, count in flow["read"].items()})
-    order = [stage for stage in ORDER if stage in flow]
-    steps: list[dict[str, Any]] = []
-    before: dict[str, tuple[int, ...]] = dict.fromkeys(flow["read"], (0, 0))
-    for stage in order:
-        # What has no count at a stage was not given to it, unless all of it was dropped there or before.
-        now = {source: tuple(flow[stage].get(source, _after(refined, stage, source, count))) for source, count in before.items()}
-        steps.append({"stage": stage, "sources": _sum(now, rename)})
-        before = now
-    kept = {source: tuple(sum(of[split][place] for split in of) for place in (0, 1)) for source, of in sources.items()}
-    steps.append({"stage": "not a copy of another, nor nearly of a held-out document", "sources": _sum(kept, rename)})
-    tokens = {source: of["train"][2] for source, of in sources.items()}
-    total = sum(tokens.values()) or 1
+    nothing = dict.fromkeys(flow["read"], (0, 0))
+    steps = [
+        {"stage": stage, "sources": _sum({**nothing, **flow.get(stage, {})}, rename)}
+        for stage in ORDER
+        if stage in flow or stage in refined.dropped
+    ]
+    sources = manifest["sources"]
+    kept = {source: tuple(sum(of[side][place] for side in of) for place in (0, 1)) for source, of in sources.items()}
+    steps.append({"stage": "not a copy of another, nor nearly of a held-out document", "sources": _sum({**nothing, **kept}, rename)})
     return {
         "corpus": manifest["corpus"],
         "settings": manifest["depends_on"],
         "stages": steps,
-        "dropped": {stage: _by_reason(of, rename) for stage, of in refined.dropped.items()} if refined else {},
-        "changed": {stage: _sum({source: (count,) for source, count in of.items()}, rename) for stage, of in refined.changed.items()}
-        if refined
-        else {},
+        "dropped": {stage: _by_reason(dropped[stage], rename) for stage in ORDER if stage in dropped},
+        "changed": {
+            stage: _sum({source: (count,) for source, count in refined.changed[stage].items()}, rename)
+            for stage in ORDER
+            if stage in refined.changed
+        },
+        "evaluation": refined.evaluation,
         "copies": {name: manifest[name] for name in ("duplicates", "near_duplicates")},
         "splits": {split: {name: of[name] for name in SPLIT_FIGURES} for split, of in manifest["splits"].items()},
-        "mixture": {
-            source: {"tokens": count, "by_size": (of_all := count / total), "wanted": (wanted or {}).get(source),
-                     "got": (got or {}).get(source, of_all)}
-            for source, (count,) in _sum({source: (count,) for source, count in tokens.items()}, rename).items()
-        },
-        "lengths": {source: list(counts) for source, counts in _sum(found.lengths, rename).items()},
-        "scores": {source: list(counts) for source, counts in _sum(refined.scores if refined else {}, rename).items()},
-        "samples": {"kept": _samples(found, rename), "dropped": _samples(refined, rename) if refined else []},
+        "mixture": _mixture(_sum({source: of["train"][2:] for source, of in sources.items()}, rename), wanted, got),
+        "lengths": _sum(found.lengths, rename),
+        "scores": _sum(refined.scores, rename),
+        "samples": {"kept": _samples([found], rename), "dropped": _samples([refined, split], rename)},
     }
 
 
-def _after(refined: Tally | None, stage: str, source: str, before: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the counts of a source that no document of which left the stage: none, if the stage dropped them, or as before."""
-    dropped = bool(refined and source in refined.dropped.get(stage, {}))
-    return (0,) * len(before) if dropped else before
+def _mixture(tokens: Mapping[str, list[int]], wanted: Mapping[str, float], got: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Returns what the report says of the shares of each source.
+
+    `wanted` is the share of what is trained on that a source was to have, `got` what it has; without them it has that of its size.
+    """
+    total = sum(count for (count,) in tokens.values()) or 1
+    return {
+        source: {"tokens": count, "by_size": count / total, "wanted": wanted.get(source), "got": got.get(source, count / total)}
+        for source, (count,) in tokens.items()
+    }
+
+
+def renew(folder: pathlib.Path, wanted: Mapping[str, float], got: Mapping[str, float]) -> None:
+    """Writes the report in `folder` anew if it tells of other weights than these, under which a finished preparation is used again.
+
+    Where it cannot be read or written, it stays as it is: shards that others have made can be trained on all the same.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        report = json.loads((folder / JSON).read_bytes())
+        mixture = _mixture({source: [of["tokens"]] for source, of in report["mixture"].items()}, wanted, got)
+        if report["mixture"] != mixture:
+            write(folder, {**report, "mixture": mixture})
 
 
 def write(folder: pathlib.Path, report: dict[str, Any]) -> None:
@@ -92,15 +105,15 @@ def _by_reason(sources: Mapping[str, Mapping[str, list[int]]], rename: Mapping[s
     return total
 
 
-def _samples(counted: Tally, rename: Mapping[str, str]) -> list[dict[str, Any]]:
+def _samples(counted: list[Tally], rename: Mapping[str, str]) -> list[dict[str, Any]]:
     """Returns the samples of the sources that are told of one by one."""
     told = []
-    for key, held in sorted(counted.samples.items()):
+    for key, held in (item for one in counted for item in one.samples.items()):
         source, stage, reason = key.rsplit("\t", 2)
         if rename[source] == source:
             texts = [{name: one[name] for name in ("id", "characters", "note", "text")} for one in held]
             told.append({"source": source, "stage": stage, "reason": reason, "texts": texts})
-    return told
+    return sorted(told, key=lambda one: (one["source"], *(ORDER.index(stage) for stage in ORDER if stage == one["stage"]), one["reason"]))
 
 
 def _sum(counts: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, list[int]]:

@@ -23,9 +23,10 @@ def page(report: Mapping[str, Any]) -> str:
     sections = [
         _stages(report),
         _reasons(report),
+        _evaluation(report["evaluation"]),
         _mixture(report["mixture"]),
-        _histograms("Length of the documents, bytes", report["lengths"], _power),
-        _histograms("Quality score", report["scores"], lambda place: f"{place / SCORE_BINS:.2f}"),
+        _histograms("Length of the documents", "bytes, from", report["lengths"], _power),
+        _histograms("Quality score", "score, from", report["scores"], lambda place: f"{place / SCORE_BINS:.2f}"),
         _samples(report["samples"]),
         _settings(report["settings"]),
     ]
@@ -64,11 +65,17 @@ def _reasons(report: Mapping[str, Any]) -> str:
         for source, reasons in sources.items()
         for reason, (documents, num_bytes) in sorted(reasons.items(), key=lambda item: -item[1][0])
     ]
-    rows += [("split", "", reason.replace("_", "-"), f"{count:,}", "") for reason, count in report["copies"].items()]
     text = "<h2>Dropped, by reason</h2>\n" + _table(("stage", "source", "reason", "documents", "size"), rows)
     if changed := [(stage, source, f"{count:,}") for stage, sources in report["changed"].items() for source, (count,) in sources.items()]:
         text += "<h2>Altered by cleaning</h2>\n" + _table(("step", "source", "documents"), changed)
     return text
+
+
+def _evaluation(sets: Mapping[str, Sequence[int]]) -> str:
+    if not sets:
+        return ""
+    rows = [(name, f"{read:,}", f"{short:,}") for name, (read, short) in sets.items()]
+    return "<h2>Evaluation sets</h2>\n" + _table(("file", "items", "of these too short to be found"), rows)
 
 
 def _mixture(mixture: Mapping[str, Any]) -> str:
@@ -92,27 +99,33 @@ def _shares(bars: Sequence[tuple[str, float, float | None]]) -> str:
     return f'<svg width="880" height="{22 * len(bars)}" role="img">{"".join(lines)}</svg>'
 
 
-def _histograms(title: str, counts: Mapping[str, Sequence[int]], label: Any) -> str:
+def _histograms(title: str, axis: str, counts: Mapping[str, Sequence[int]], label: Any) -> str:
     if not counts:
         return ""
     filled = [place for of in counts.values() for place, count in enumerate(of) if count] or [0]
     places = range(min(filled), max(filled) + 1)
-    text = "".join(_histogram(source, [of[place] for place in places], [label(place) for place in places]) for source, of in counts.items())
+    labels = [label(place) for place in places]
+    text = "".join(_histogram(source, axis, [of[place] for place in places], labels) for source, of in counts.items())
     return f"<h2>{_safe(title)}</h2>\n{text}"
 
 
-def _histogram(source: str, counts: Sequence[int], labels: Sequence[str]) -> str:
-    width, high, most = max(24, 860 // len(counts)), 110, max(*counts, 1)
-    lines = []
+def _histogram(source: str, axis: str, counts: Sequence[int], labels: Sequence[str]) -> str:
+    left, width, high, most = 20, max(24, 840 // len(counts)), 110, max(*counts, 1)
+    right = left + width * len(counts)
+    lines = [
+        f'<text x="{(left + right) // 2}" y="{high + 44}" font-size="11" text-anchor="middle">{_safe(axis)}</text>',
+        f'<text transform="translate(11 {14 + high // 2}) rotate(-90)" font-size="11" text-anchor="middle">documents</text>',
+    ]
     for place, (count, label) in enumerate(zip(counts, labels, strict=True)):
-        tall = high * count / most
+        tall, begin = high * count / most, left + place * width
         lines.append(
-            f'<rect x="{place * width}" y="{high - tall + 14:.1f}" width="{width - 2}" height="{tall:.1f}" fill="#4878a8"/>'
-            f'<text x="{place * width + width // 2}" y="{high + 28}" font-size="10" text-anchor="middle">{_safe(label)}</text>'
-            f'<text x="{place * width + width // 2}" y="{high - tall + 10:.1f}" font-size="10" text-anchor="middle">{count or ""}</text>'
+            f'<rect x="{begin}" y="{high - tall + 14:.1f}" width="{width - 2}" height="{tall:.1f}" fill="#4878a8"/>'
+            f'<text x="{begin + width // 2}" y="{high + 28}" font-size="10" text-anchor="middle">{_safe(label)}</text>'
+            f'<text x="{begin + width // 2}" y="{high - tall + 10:.1f}" font-size="10" text-anchor="middle">{count or ""}</text>'
         )
-    svg = f'<svg width="{width * len(counts)}" height="{high + 34}" role="img">{"".join(lines)}</svg>'
-    return f"<figure><figcaption>{_safe(source)}, {sum(counts):,} documents</figcaption>{svg}</figure>\n"
+    svg = f'<svg width="{right}" height="{high + 50}" role="img">{"".join(lines)}</svg>'
+    what = f"{sum(counts):,} document{'s' * (sum(counts) != 1)}"
+    return f"<figure><figcaption>{_safe(source)}, {what}</figcaption>{svg}</figure>\n"
 
 
 def _power(place: int) -> str:

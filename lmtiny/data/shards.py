@@ -5,6 +5,7 @@ uint16 or uint32. `manifest.json` is written last: a folder that has one is comp
 """
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -25,6 +26,9 @@ TOKENIZER = "tokenizer"
 SPLITS = ("train", "validation")
 WRITE_OPTIONS = "group_size:1,uncompressed"
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
+NOT_WRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
+)  # fmt: skip
 BLOCK_ROWS = 1024  # put together at once
 REBUILD = "python -m lmtiny.prepare with the same flags and --rebuild makes it anew"
 
@@ -75,26 +79,41 @@ class Prepared:
 def write(
     path: pathlib.Path, chunks: packing.Chunks, plan: packing.Rows, rows: np.ndarray, tokens: list[np.ndarray], bos_id: int, width: int
 ) -> None:
-    """Writes a shard of the given `rows` of the plan, in this order, each of `width` tokens, filled up with `bos_id`."""
-    dtype = tokens[0].dtype
+    """Writes a shard of the given `rows` of the plan, in this order, each of `width` tokens, filled up with `bos_id`.
+
+    Raises:
+      OSError: the disk is full, or takes no more for another reason.
+    """
     with files.written(path) as aside:
-        writer = array_record_module.ArrayRecordWriter(str(aside), WRITE_OPTIONS)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            some = rows[start : start + BLOCK_ROWS]
-            block = np.full((len(some), width), bos_id, dtype)
-            for line, number in zip(block, some.tolist(), strict=True):
-                at = 0
-                for chunk in plan.order[plan.first[number] : plan.first[number + 1]].tolist():
-                    begin, length = int(chunks.start[chunk]), int(chunks.length[chunk])
-                    line[at + 1 : at + 1 + length] = tokens[chunks.part[chunk]][begin : begin + length]
-                    at += 1 + length
-            for line in block:
-                writer.write(line.tobytes())
-        writer.close()
+        try:
+            _write_rows(aside, chunks, plan, rows, tokens, bos_id, width)
+        except RuntimeError as error:  # array_record has the system's words, and not their number
+            number = next((one for one in NOT_WRITABLE if os.strerror(one) in str(error)), None)
+            if number is None:
+                raise
+            raise OSError(number, os.strerror(number)) from error
         if not aside.exists() or array_record_module.ArrayRecordReader(str(aside), READ_OPTIONS).num_records() != len(rows):
             raise UserError(f"{path.name} could not be written whole; is the disk full?")
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
+
+
+def _write_rows(
+    path: pathlib.Path, chunks: packing.Chunks, plan: packing.Rows, rows: np.ndarray, tokens: list[np.ndarray], bos_id: int, width: int
+) -> None:
+    dtype, writer = tokens[0].dtype, array_record_module.ArrayRecordWriter(str(path), WRITE_OPTIONS)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        some = rows[start : start + BLOCK_ROWS]
+        block = np.full((len(some), width), bos_id, dtype)
+        for line, number in zip(block, some.tolist(), strict=True):
+            at = 0
+            for chunk in plan.order[plan.first[number] : plan.first[number + 1]].tolist():
+                begin, length = int(chunks.start[chunk]), int(chunks.length[chunk])
+                line[at + 1 : at + 1 + length] = tokens[chunks.part[chunk]][begin : begin + length]
+                at += 1 + length
+        for line in block:
+            writer.write(line.tobytes())
+    writer.close()
 
 
 def described(path: pathlib.Path, rows: int) -> dict[str, Any]:

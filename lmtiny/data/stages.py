@@ -15,12 +15,13 @@ import numpy as np
 
 from lmtiny import corpus, files, tokenizer
 from lmtiny.corpus import Document, Side, Unit
-from lmtiny.data import parts
 from lmtiny.refining import Tally
 from lmtiny.refining.parts import documents_of
 
 FACTS = np.dtype([("hash", "<u8"), ("bytes", "<i8")])  # of a document: hash of its content, its length as UTF-8
 BATCH_CHARACTERS = 1 << 20  # encoded at once
+SPLIT = "split"  # the stage that drops what is on neither side
+DROPPED = {Side.DUPLICATE: "exact copy", Side.NEAR_DUPLICATE: "nearly a held-out document"}
 
 
 def facts_path(documents: pathlib.Path) -> pathlib.Path:
@@ -29,7 +30,7 @@ def facts_path(documents: pathlib.Path) -> pathlib.Path:
 
 
 def tally_path(documents: pathlib.Path) -> pathlib.Path:
-    """Returns where the tally beside a part of documents is."""
+    """Returns where the tally beside a part of documents, or of tokens, is."""
     return documents.with_suffix(".tally.json")
 
 
@@ -47,7 +48,7 @@ def write_documents(documents: Iterable[Document], path: pathlib.Path) -> None:
             tally.passed("read", document["source"], facts[-1][1])
             tally.keep(document["source"], document["id"], document["text"])
             file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
-        parts.save(facts_path(path), np.array(facts, FACTS))
+        files.write_array(facts_path(path), np.array(facts, FACTS))
         files.write_aside(tally_path(path), tally.to_json())
 
 
@@ -71,7 +72,7 @@ def screen(documents: pathlib.Path, sides: np.ndarray, index: pathlib.Path, thre
     for number, document in enumerate(documents_of(documents)):
         if sides[number] == Side.TRAIN and known.similarity(document["text"]) >= threshold:
             sides[number] = Side.NEAR_DUPLICATE
-    parts.save(path, sides)
+    files.write_array(path, sides)
 
 
 @functools.lru_cache(1)
@@ -88,14 +89,14 @@ def encode(documents: pathlib.Path, sides_path: pathlib.Path, tokenizer_folder: 
     """Writes the ids of the documents that stay, joined without separators; beside them their lengths and counts.
 
     Files: `path` (.npy, ids in the smallest dtype), `.lengths.npy` (int64, tokens of each document of the unit, 0 for
-    those dropped), `.counts.json` (source -> side -> [documents, bytes, tokens]).
+    those dropped), `.counts.json` (source -> side -> [documents, bytes, tokens]), `.tally.json` (of those dropped).
     """
     known = _tokenizer(tokenizer_folder)
     sides = np.load(sides_path)
     lengths = np.zeros(len(sides), np.int64)
     counts: dict[str, Any] = collections.defaultdict(lambda: {"train": [0, 0, 0], "validation": [0, 0, 0]})
-    ids = []
-    for batch in _batches(documents, sides):
+    ids, tally = [], Tally()
+    for batch in _batches(documents, sides, tally):
         encoded = known.encode_batch([document["text"] for _, document in batch])
         for (number, document), own in zip(batch, encoded, strict=True):
             lengths[number] = len(own)
@@ -103,10 +104,10 @@ def encode(documents: pathlib.Path, sides_path: pathlib.Path, tokenizer_folder: 
             for place, amount in enumerate((1, len(document["text"].encode()), len(own))):
                 count[place] += amount
         ids.append(np.concatenate(encoded).astype(token_dtype(known.vocab_size)))
-    parts.save(lengths_path(path), lengths)
-    with files.opened(counts_path(path)) as file:
-        file.write(json.dumps(counts).encode())
-    parts.save(path, np.concatenate([np.empty(0, token_dtype(known.vocab_size)), *ids]))
+    files.write_array(lengths_path(path), lengths)
+    files.write_aside(counts_path(path), json.dumps(counts))
+    files.write_aside(tally_path(path), tally.to_json())
+    files.write_array(path, np.concatenate([np.empty(0, token_dtype(known.vocab_size)), *ids]))
 
 
 def lengths_path(tokens: pathlib.Path) -> pathlib.Path:
@@ -124,10 +125,13 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 65536 else "<u4")
 
 
-def _batches(documents: pathlib.Path, sides: np.ndarray) -> Iterator[list[tuple[int, Document]]]:
+def _batches(documents: pathlib.Path, sides: np.ndarray, tally: Tally) -> Iterator[list[tuple[int, Document]]]:
+    """Yields (number, document) of those that stay, many at a time; counts the others."""
     batch, size = [], 0
     for number, document in enumerate(documents_of(documents)):
-        if sides[number] in (Side.TRAIN, Side.VALIDATION):
+        if sides[number] in DROPPED:
+            tally.drop(SPLIT, document["source"], DROPPED[sides[number]], document["id"], document["text"])
+        else:
             batch.append((number, document))
             size += len(document["text"])
             if size >= BATCH_CHARACTERS:

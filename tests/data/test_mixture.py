@@ -98,7 +98,7 @@ def test_the_tokenizer_learns_from_the_mixture(
 
 
 def test_with_a_ready_tokenizer_weights_change_without_another_preparation(
-    config_of: Any, folders: dict[str, pathlib.Path], tmp_path: pathlib.Path
+    config_of: Any, folders: dict[str, pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer.learn("byte", [], 300, 0).save(tmp_path / "ready")
     ready = {"tokenizer.path": str(tmp_path / "ready")}
@@ -106,6 +106,22 @@ def test_with_a_ready_tokenizer_weights_change_without_another_preparation(
     again, config = mixed(config_of, "ready", sources(folders, books=9.0, wiki=1.0), **ready)
     assert again.digest == prepared.digest
     assert share_of_books(again, config, 40) == pytest.approx(0.9, abs=0.02)
+    told = json.loads((again.folder / "report.json").read_text())["mixture"]["books"]
+    assert told["wanted"] == 0.9 and told["got"] == pytest.approx(0.9, abs=1e-3)
+    assert "90.00 %" in (again.folder / "report.html").read_text()
+    assert re.search(r"^books +90.0%", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_source_that_is_read_far_too_often_is_told(
+    config_of: Any, folders: dict[str, pathlib.Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared, config = mixed(config_of, "often", sources(folders, books=3.0, wiki=1.0), **{"train.num_steps": 100})
+    assert capsys.readouterr().err == ""
+    assert max(mixture.times_read(prepared.manifest, config).values()) < mixture.WORN_OUT
+    mixed(config_of, "often", sources(folders, books=3.0, wiki=1.0), **{"train.num_steps": 20_000})
+    told, *others = capsys.readouterr().err.splitlines()
+    times = mixture.times_read(prepared.manifest, config)["books"] * 200
+    assert f"warning: a run of this config reads books {times:,.0f} times, and so learns it by heart" in told and not others[1:]
 
 
 def test_a_source_without_text_cannot_have_a_share(config_of: Any, folders: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:

@@ -386,6 +386,55 @@ def test_a_folder_that_cannot_be_written(config_of, tmp_path) -> None:
         prepare(config_of("taken"))
 
 
+@pytest.mark.parametrize("stage", ["documents", "facts", "sides", "keys", "tokens-", "lengths", "train"])
+def test_a_full_disk_is_one_line_wherever_it_is_met(config_of, hashes, monkeypatch, stage: str) -> None:
+    """Files with that in their name cannot be written: /dev/full is a device that is always full."""
+    full, opening, config = pathlib.Path("/dev/full"), open, config_of("full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+
+    def open_(file, mode="r", *rest, **more):
+        wanted = "w" in mode and stage in pathlib.Path(str(file)).name
+        return opening(full if wanted else file, mode, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", open_)
+        array_record, to_full = shards.array_record_module, (lambda _, how: writer(str(full), how))
+        writer = array_record.ArrayRecordWriter
+        patch.setattr(array_record, "ArrayRecordWriter", to_full if stage == "train" else writer)
+        with pytest.raises(UserError, match=r"full cannot be written: No space left on device; what is finished is kept; --config.data"):
+            prepare(config)
+    assert hashes(prepare(config).folder) == hashes(prepare(config_of("whole")).folder)
+
+
+@pytest.mark.parametrize(("limit", "fraction"), [(5_000, 0.1), (24_000, 0.5)], ids=["documents", "an array"])
+def test_a_limit_on_the_size_of_files_is_one_line(config_of, limit: int, fraction: float) -> None:
+    resource = pytest.importorskip("resource")
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {resource.RLIM_INFINITY}))\n"
+        "from lmtiny import config, console, data\n"
+        f"config = config.from_dict({config_of(**{'corpus.validation_fraction': fraction}).to_dict()!r}, 'test')\n"
+        "console.run_main(lambda: data.prepare(config) and None)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert ended.stderr.endswith("cannot be written: File too large; what is finished is kept; --config.data.dir names another folder\n")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_start_that_is_refused_leaves_no_folder(config_of, tmp_path) -> None:
+    pytest.importorskip("datatrove", reason="needs the extra corpus: pip install 'lmtiny[corpus]'")
+    with pytest.raises(UserError, match="corpus.language = 'english' is not known"):
+        prepare(config_of("refused", **{"corpus.language": "english"}))
+    (tmp_path / "bad.jsonl").write_text("no JSON\n")
+    with pytest.raises(UserError, match="not JSON"):
+        prepare(config_of("refused", **{"corpus.path": str(tmp_path / "bad.jsonl")}))
+    assert not (tmp_path / "refused").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="not JSON"):
+        prepare(config_of("mine", **{"corpus.path": str(tmp_path / "bad.jsonl")}))
+    assert (tmp_path / "mine").exists()
+
+
 def test_a_large_vocabulary_takes_four_bytes() -> None:
     assert stages.token_dtype(65536) == np.dtype("<u2") and stages.token_dtype(65537) == np.dtype("<u4")
 

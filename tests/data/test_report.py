@@ -8,6 +8,7 @@ import pytest
 
 from lmtiny.data import prepare, report
 from lmtiny.refining import Tally, tally
+from tests.refining.planted import prose
 
 
 class Page(html.parser.HTMLParser):
@@ -63,6 +64,40 @@ def test_the_page_shows_text_and_runs_nothing(config_of, tmp_path) -> None:
     assert read[1] - sum(counts[1] for reasons in found["dropped"]["gopher_quality"].values() for counts in reasons.values()) == filtered[1]
     assert prepare(config).folder == prepared.folder
     prepare(config, rebuild=True)
+
+
+def test_what_the_split_drops_has_its_source_its_size_and_samples(config_of, tmp_path) -> None:
+    lines = [f"Line {number} of a text that says {number * number}, and something about it." for number in range(60)]
+    (tmp_path / "texts").mkdir()
+    texts = {"a": [lines[:20], lines[20:40], lines[:20]], "b": [lines[:20], lines[40:]], "held": [lines[40:59]]}
+    for name, of in texts.items():
+        (tmp_path / "texts" / f"{name}.jsonl").write_text("".join(json.dumps({"text": "\n".join(text)}) + "\n" for text in of))
+    prepared = prepare(config_of(**{"corpus.path": str(tmp_path / "texts"), "corpus.validation_path": "held.jsonl"}))
+    found = json.loads((prepared.folder / report.JSON).read_bytes())
+    size = len("\n".join(lines[:20]))
+    near = len("\n".join(lines[40:]))
+    assert found["dropped"] == {
+        "split": {"a.jsonl": {"exact copy": [1, size]}, "b.jsonl": {"exact copy": [1, size], "nearly a held-out document": [1, near]}}
+    }
+    assert {(one["source"], one["reason"], one["texts"][0]["text"][:8]) for one in found["samples"]["dropped"]} == {
+        ("a.jsonl", "exact copy", "Line 0 o"), ("b.jsonl", "exact copy", "Line 0 o"), ("b.jsonl", "nearly a held-out document", "Line 40 "),
+    }  # fmt: skip
+    page = (prepared.folder / report.PAGE).read_text()
+    assert "exact copy" in page and "1 documents" not in page and "1 document<" in page
+
+
+def test_stages_stand_in_the_order_in_which_they_run(config_of, tmp_path) -> None:
+    pytest.importorskip("datatrove", reason="needs the extra corpus: pip install 'lmtiny[corpus]'")
+    texts = [*(prose(seed, 24) for seed in range(4)), "Ein kurzer Satz.", "A few short words.", f"{prose(5, 12)} f() {{."]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    knobs = {"filters": ("c4", "gopher_repetition", "gopher_quality"), "language": "en", "cleaning": ("unwrap", "unicode")}
+    prepared = prepare(config_of(**{"corpus.path": str(tmp_path), **{f"corpus.{name}": value for name, value in knobs.items()}}))
+    found = json.loads((prepared.folder / report.JSON).read_bytes())
+    ran = ["read", "unicode", "unwrap", "language", "gopher_repetition", "gopher_quality", "c4"]
+    assert [step["stage"] for step in found["stages"]][:-1] == ran
+    assert list(found["dropped"]) == [stage for stage in ran if stage in found["dropped"]] and len(found["dropped"]) == 3
+    page = Page((prepared.folder / report.PAGE).read_text())
+    assert {"bytes, from", "documents"} <= set(page.texts)
 
 
 def test_the_sum_of_tallies_does_not_depend_on_who_counted(tmp_path) -> None:
