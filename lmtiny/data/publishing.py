@@ -94,7 +94,9 @@ def sources(tokens: list[pathlib.Path]) -> dict[str, Any]:
 def publish(folder: pathlib.Path, work: pathlib.Path, tokenizer_folder: pathlib.Path, key: str, manifest: dict[str, Any]) -> None:
     """Moves tokenizer and shards from `work` to their places, then writes the manifest."""
     with files.written(folder / shards.TOKENIZER) as aside:
-        shutil.copytree(tokenizer_folder, aside)
+        aside.mkdir()
+        for file in tokenizer_folder.iterdir():  # not copytree, whose error on a full disk has no number
+            shutil.copyfile(file, aside / file.name)
     for split in shards.SPLITS:
         for shard in manifest["splits"][split]["shards"]:
             name = pathlib.Path(shard["name"])

@@ -37,11 +37,11 @@ def find(path: str) -> list[pathlib.Path]:
     return found
 
 
-def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path, tally_path: pathlib.Path) -> None:
+def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path) -> None:
     """Writes the hashes of all n-grams of the evaluation sets that `path` names, a file each; `folder` is whole when it is there.
 
     Items of fewer words than `num_words` leave no n-gram: what is shorter than that cannot be told from common speech.
-    How many those are is counted, file by file, in a tally; sets of which nothing can be found are warned of.
+    How many those are is counted, file by file, in a tally beside the folder; sets of which nothing can be found are warned of.
     """
     from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
     from datatrove.utils.hashing import create_hash_func
@@ -63,7 +63,7 @@ def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path, tally
                 found |= {hashed(" ".join(gram)) for gram in grams}
                 count[:] = count[0] + 1, count[1] + (not grams)
             (aside / f"{file.stem}-{number}.index.hashes").write_bytes(np.array(sorted(found), "<u8").tobytes())
-        ground_files.write_aside(tally_path, tally.to_json())
+        ground_files.write_aside(folder.with_suffix(".tally.json"), tally.to_json())
     if nothing := [name for name, (read, short) in tally.evaluation.items() if read == short]:
         what = f"no item of {num_words} words in a row (corpus.decontaminate_words), and so nothing to be found"
         console.warn(f"corpus.decontaminate: {', '.join(nothing)}: {what}")

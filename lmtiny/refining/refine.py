@@ -33,7 +33,7 @@ def refine(units: list[Unit], plan: Plan, folder: pathlib.Path, corpus: ml_colle
     place.mkdir(parents=True, exist_ok=True)
     for path in plan.evaluation_sets():
         if not (index := stages.evaluation_index(place, path)).exists():
-            decontamination.build(path, plan.decontaminate_words, words.Words(), index, index.with_suffix(".tally.json"))
+            decontamination.build(path, plan.decontaminate_words, words.Words(), index)
     if plan.scores_quality() and not (model := stages.quality_model(place)).exists():
         console.say("learning the quality score")
         quality.learn(plan.quality_good, plan.quality_bad, model)
