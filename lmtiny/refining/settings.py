@@ -92,7 +92,7 @@ class Plan:
         """Returns all that decides the refined documents, beside the documents themselves, by name; nothing if they pass as they are.
 
         Raises:
-          UserError: a file that it names is not there.
+          UserError: a file that it names is not there, or cannot be read.
         """
         if self.nothing():
             return {}
@@ -102,13 +102,20 @@ class Plan:
             named["settings of sources"] = {source: _plain(own) for source, own in sorted(self.sources.items())}
         if self.scores_quality():
             for knob in ("quality_good", "quality_bad"):
-                named[f"text of corpus.{knob}"] = [of_file(file) for file in self.quality_files(knob)]
+                named[f"text of corpus.{knob}"] = _prints(self.quality_files(knob))
         if self.deduplicates():
             named |= {f"corpus.{name}": getattr(self, name) for name in ("minhash_words", "minhash_buckets", "minhash_hashes")}
         if sets := self.evaluation_sets():
             named["corpus.decontaminate_words"] = self.decontaminate_words
-            named["evaluation sets"] = [of_file(file) for path in sets for file in decontamination.find(path)]
+            named["evaluation sets"] = [one for path in sets for one in _prints(decontamination.find(path))]
         return named
+
+
+def _prints(found: list[pathlib.Path]) -> list[str]:
+    try:
+        return [of_file(file) for file in found]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); change its permissions, or take it away") from None
 
 
 def plan_of(config: ml_collections.ConfigDict) -> Plan:

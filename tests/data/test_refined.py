@@ -43,6 +43,17 @@ def test_a_moved_evaluation_set_is_the_same_and_a_changed_one_another(config_of,
     assert depends_on(moved) != before
 
 
+def test_an_evaluation_set_that_cannot_be_read_is_named(config_of, tmp_path, monkeypatch) -> None:
+    (tmp_path / "a.txt").write_text("what is asked")
+
+    def denied(file: pathlib.Path) -> str:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr("lmtiny.refining.settings.of_file", denied)  # not by chmod: root may read all
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read \(Permission denied\)"):
+        prepare(config_of(**{"corpus.decontaminate": str(tmp_path / "a.txt")}))
+
+
 @pytest.mark.parametrize("name", ["datatrove", "ftfy"])
 def test_a_library_that_is_not_there_is_named(config_of, monkeypatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
