@@ -76,7 +76,7 @@ def plan_needs(folder, *arguments):
         (("--device", "v5e-8", "--mesh", "context=2", "--config.model.attention=splash"), "has no ring"),
         (("--device", "v5e-8", "--json", "."), "is a folder; name a file"),
         (("--device", "v5e-8", "--json", "nowhere/plan.json"), "in a folder that is not there"),
-        (("--device", "v5e-8", "--mesh", "pipeline=8"), "model.num_layers = 4 is not divisible"),
+        (("--device", "v5e-8", "--mesh", "pipeline=8"), "model.num_layers = 2 is not divisible"),
         (("--survey", "v5e-8"), "--survey v5e"),
         (("--survey", "v5e", "--config.parallel.fsdp=4"), "leave --device"),
         (("--survey", "v5"), "there is no device 'v5'; did you mean v5"),
