@@ -8,6 +8,7 @@ n tokens, I inputs, O outputs.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def _backward(kind: str, saved: tuple[jax.Array, jax.Array], grad_nO: jax.Array)
 matmul.defvjp(_forward, _backward)
 
 
-def _product(left: jax.Array, right: jax.Array, left_type: type, right_type: type) -> jax.Array:
+def _product(left: jax.Array, right: jax.Array, left_type: Any, right_type: Any) -> jax.Array:
     quantised_left, left_scale = _quantised(left, 1, left_type)
     quantised_right, right_scale = _quantised(right, 0, right_type)
     wide = jnp.int32 if left_type is jnp.int8 else jnp.float32
@@ -43,7 +44,7 @@ def _product(left: jax.Array, right: jax.Array, left_type: type, right_type: typ
     return (product.astype(jnp.float32) * left_scale * right_scale).astype(left.dtype)
 
 
-def _quantised(x: jax.Array, axis: int, kind: type) -> tuple[jax.Array, jax.Array]:
+def _quantised(x: jax.Array, axis: int, kind: Any) -> tuple[jax.Array, jax.Array]:
     """Returns (x / scale in `kind`, scale), one scale along each line of `axis`: the largest entry uses the whole range."""
     largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True).astype(jnp.float32)
     top = float(jnp.iinfo(kind).max if kind is jnp.int8 else jnp.finfo(kind).max)

@@ -149,7 +149,9 @@ def _together(item: Any) -> Any:
     return jax.lax.optimization_barrier(item)
 
 
-def _mask(segments_BS: Any, window: jax.Array, q_start: jax.Array, k_start: jax.Array, num_queries: int, num_keys: int) -> jax.Array:
+def _mask(
+    segments_BS: Any, window: jax.Array, q_start: jax.Array | int, k_start: jax.Array | int, num_queries: int, num_keys: int
+) -> jax.Array:
     """Returns mask[B or 1, 1, 1, c, s] of queries and keys that stand in the row from q_start and k_start on."""
     distance_cs = (q_start + jnp.arange(num_queries))[:, None] - (k_start + jnp.arange(num_keys))[None]
     mask_Bcs = ((distance_cs >= 0) & (distance_cs < window))[None]
