@@ -11,9 +11,9 @@ RECIPE = {
     "projections not from zero": {"model.zero_projections": False},
     "no pairs of tokens": {"model.pair_rows": 0},
     "pairs of tokens, 65,536 rows": {"model.pair_rows": 65536},
-    "induction by 1 and 2 tokens": {"model.induction": 2},
-    "induction by 1 to 3 tokens": {"model.induction": 3},
-    "induction by 2, pairs 65,536, 1 layer": {"model.induction": 2, "model.pair_rows": 65536, "model.num_layers": 1},
+    "no followers": {"model.induction": 0},
+    "followers of 1 to 3 tokens": {"model.induction": 3},
+    "pairs of tokens, 65,536 rows, 1 layer": {"model.pair_rows": 65536, "model.num_layers": 1},
     "logit soft cap 15": {"model.logit_soft_cap": 15.0},
     "windows of 64, SL": {"model.window": 64, "model.window_pattern": "SL"},
     "documents not masked": {"model.mask_documents": False},
@@ -44,7 +44,7 @@ RECIPE = {
 # split in thirds as there), and what one would ask of the first.
 QUESTIONS_BASE = {
     "tokenizer.vocab_size": 6144, "model.num_layers": 4, "model.width": 128, "model.num_heads": 4, "model.context_length": 256,
-    "model.pair_rows": 0, "train.batch_size": 8,
+    "model.pair_rows": 0, "model.induction": 0, "train.batch_size": 8,
 }  # fmt: skip
 QUESTIONS = {
     BASE: {},
@@ -66,5 +66,5 @@ QUESTIONS = {
     "vocabulary 16,384": {"tokenizer.vocab_size": 16384},
     "vocabulary 32,768": {"tokenizer.vocab_size": 32768},
     "pairs of tokens, 65,536 rows": {"model.pair_rows": 65536},
-    "induction by 1 and 2 tokens": {"model.induction": 2},
+    "followers of 1 and 2 tokens": {"model.induction": 2},
 }  # fmt: skip

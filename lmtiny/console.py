@@ -102,6 +102,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
+def counted(number: int, what: str) -> str:
+    """Returns "1 unit", "2,048 units"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Returns an aligned table as text (no newline at its end); columns of numbers stand to the right."""
     cells = [[str(cell).translate(_CONTROLS).replace("\n", " ") for cell in row] for row in rows]

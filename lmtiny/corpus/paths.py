@@ -4,7 +4,7 @@ import glob
 import os
 import pathlib
 
-from lmtiny.console import say
+from lmtiny.console import counted, say
 from lmtiny.errors import UserError
 
 EXTENSIONS = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -29,7 +29,7 @@ def find(path: str, knob: str) -> list[pathlib.Path]:
     if left_out := sorted({*others, *supported} - {*found}):
         told = [f"{file.name} (empty)" if file in supported else file.name for file in left_out[:NAMED]]
         more = f" and {len(left_out) - NAMED:,} more" if len(left_out) > NAMED else ""
-        say(f"{path}: {len(left_out):,} file{'s' * (len(left_out) != 1)} left out: {', '.join(told)}{more}")
+        say(f"{path}: {counted(len(left_out), 'file')} left out: {', '.join(told)}{more}")
     return found
 
 

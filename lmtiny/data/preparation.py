@@ -168,7 +168,7 @@ def _remove(folder: pathlib.Path) -> None:
 def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None, folder: pathlib.Path, depends_on: dict[str, Any]) -> None:
     work = folder / WORK
     num_bytes = sum(unit.num_bytes for unit in units)
-    amount = f"{console.human(num_bytes, 'B')} in {len(units)} unit{'s' * (len(units) != 1)}"
+    amount = f"{console.human(num_bytes, 'B')} in {console.counted(len(units), 'unit')}"
     console.say(f"preparing {corpus.name(config)} ({amount}) in {folder}")
     with pool.workers(config.data.num_processes, len(units), num_bytes) as run:
         plan = refining.plan_of(config)

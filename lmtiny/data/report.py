@@ -113,7 +113,8 @@ def _samples(counted: list[Tally], rename: Mapping[str, str]) -> list[dict[str, 
         if rename[source] == source:
             texts = [{name: one[name] for name in ("id", "characters", "note", "text")} for one in held]
             told.append({"source": source, "stage": stage, "reason": reason, "texts": texts})
-    return sorted(told, key=lambda one: (one["source"], *(ORDER.index(stage) for stage in ORDER if stage == one["stage"]), one["reason"]))
+    place = {stage: number for number, stage in enumerate(ORDER)}
+    return sorted(told, key=lambda one: (one["source"], place.get(one["stage"], -1), one["reason"]))
 
 
 def _sum(counts: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, list[int]]:

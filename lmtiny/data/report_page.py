@@ -124,8 +124,7 @@ def _histogram(source: str, axis: str, counts: Sequence[int], labels: Sequence[s
             f'<text x="{begin + width // 2}" y="{high - tall + 10:.1f}" font-size="10" text-anchor="middle">{count or ""}</text>'
         )
     svg = f'<svg width="{right}" height="{high + 50}" role="img">{"".join(lines)}</svg>'
-    what = f"{sum(counts):,} document{'s' * (sum(counts) != 1)}"
-    return f"<figure><figcaption>{_safe(source)}, {what}</figcaption>{svg}</figure>\n"
+    return f"<figure><figcaption>{_safe(source)}, {console.counted(sum(counts), 'document')}</figcaption>{svg}</figure>\n"
 
 
 def _power(place: int) -> str:

@@ -3,11 +3,13 @@
 "In-context Learning and Induction Heads" (transformer-circuits.pub, 2022) finds that models come to look up where the
 last tokens stood before and what followed; Akyurek et al., arXiv 2401.12973, section 5, build such n-gram heads in.
 
-B batch, T time, D width, n-grams of 1..N tokens.
+B batch, T time.
 """
 
 import jax
 import jax.numpy as jnp
+
+from lmtiny.model.tables import mixed
 
 
 def followers(tokens_BT: jax.Array, segments_BT: jax.Array | None, num_lengths: int) -> list[jax.Array]:
@@ -22,14 +24,14 @@ def followers(tokens_BT: jax.Array, segments_BT: jax.Array | None, num_lengths: 
     num_tokens = tokens_BT.shape[1]
     places_BT = jnp.broadcast_to(jnp.arange(num_tokens, dtype=jnp.int32), tokens_BT.shape)
     segments_BT = jnp.zeros_like(tokens_BT) if segments_BT is None else segments_BT
-    hashes_BT = _mixed(segments_BT.astype(jnp.uint32))
+    hashes_BT = mixed(segments_BT.astype(jnp.uint32))
     found = []
     for back in range(num_lengths):
         token_BT, segment_BT = (
             jnp.pad(of_BT, ((0, 0), (back, 0)), constant_values=-1)[:, :num_tokens] for of_BT in (tokens_BT, segments_BT)
         )
         token_BT = jnp.where(segment_BT == segments_BT, token_BT, -1)  # before a document's first token there is none
-        hashes_BT = _mixed(hashes_BT ^ token_BT.astype(jnp.uint32))
+        hashes_BT = mixed(hashes_BT ^ token_BT.astype(jnp.uint32))
         # Sorted by hash, and by place within a hash: the earlier occurrence stands one place to the left.  T log T, not T^2.
         sorted_BT, order_BT = jax.lax.sort((hashes_BT, places_BT), dimension=1, num_keys=2)
         same_BT = sorted_BT[:, 1:] == sorted_BT[:, :-1]
@@ -38,10 +40,3 @@ def followers(tokens_BT: jax.Array, segments_BT: jax.Array | None, num_lengths: 
         next_BT = jnp.take_along_axis(tokens_BT, jnp.minimum(before_BT + 1, num_tokens - 1), axis=1)
         found.append(jnp.where(before_BT >= 0, next_BT, -1))
     return found
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    """Returns a permutation of the uint32 numbers: the finaliser of MurmurHash3."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)

@@ -56,8 +56,13 @@ def pair_rows(tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array 
     else:
         before_BT = jnp.take_along_axis(read_BS, jnp.maximum(positions_BT - 1, 0), axis=1)
     before_BT = jnp.where(positions_BT > 0, before_BT, 0)
-    # Knuth's multiplier (The Art of Computer Programming 3, section 6.4), then the finaliser of MurmurHash3.
-    mixed_BT = before_BT.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + tokens_BT.astype(jnp.uint32)
-    mixed_BT = (mixed_BT ^ (mixed_BT >> 16)) * jnp.uint32(0x85EBCA6B)
-    mixed_BT = (mixed_BT ^ (mixed_BT >> 13)) * jnp.uint32(0xC2B2AE35)
-    return ((mixed_BT ^ (mixed_BT >> 16)) % jnp.uint32(num_rows)).astype(jnp.int32)
+    # Knuth's multiplier (The Art of Computer Programming 3, section 6.4) makes one number of the two.
+    pair_BT = before_BT.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + tokens_BT.astype(jnp.uint32)
+    return (mixed(pair_BT) % jnp.uint32(num_rows)).astype(jnp.int32)
+
+
+def mixed(x: jax.Array) -> jax.Array:
+    """Returns a permutation of the uint32 numbers in which near ones are far apart: the finaliser of MurmurHash3."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

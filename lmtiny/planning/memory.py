@@ -110,7 +110,7 @@ def _at_work(
     blocks gradients take the place of what the head did without.
     """
     z = sizes(config, shape)
-    head = max((one for one in params if not one.in_blocks), key=lambda one: one.whole)
+    head = next(one for one in params if one.path[0] == ("embedding" if config.model.tied_embeddings else "head"))
     layer = sum(one.whole for one in params if one.in_blocks) / z.L
     # A gradient that is to be scattered lies there whole before; one that is whole anyway is counted as a gradient.
     scattered = FLOAT32 if shape["fsdp"] > 1 else 0

@@ -45,7 +45,7 @@ def learn(good: str, bad: str, path: pathlib.Path) -> None:
         if not texts:
             raise UserError(f"corpus.{knob} = {value!r} has no text")
         if len(texts) < FEW:
-            console.warn(f"corpus.{knob} = {value!r} has {len(texts)} text{'s' * (len(texts) != 1)}: the score is a guess below {FEW}")
+            console.warn(f"corpus.{knob} = {value!r} has {console.counted(len(texts), 'text')}: the score is a guess below {FEW}")
         rows += [features(text) for text in texts]
         labels += [label] * len(texts)
     lengths = np.array([len(row[0]) for row in rows])
