@@ -14,8 +14,14 @@ from typing import IO, Any
 
 from lmtiny.errors import UserError
 
-COMPRESSED = (".gz", ".zst")
+ENDINGS = (".gz", ".zst")
 BUFFER_BYTES = 1 << 20
+
+
+def compression(file: pathlib.PurePath) -> str:
+    """Returns which of ENDINGS the file has, in small letters or capitals; "" for none."""
+    ending = file.suffix.lower()
+    return ending if ending in ENDINGS else ""
 
 
 @contextmanager
@@ -26,7 +32,7 @@ def opened(file: pathlib.Path) -> Iterator[IO[bytes]]:
       UserError: it cannot be opened, is damaged or cut short, or pyarrow is missing for a .zst.
     """
     try:
-        opens: Any = {".gz": gzip.open, ".zst": _zstandard}.get(file.suffix, pathlib.Path.open)
+        opens: Any = {".gz": gzip.open, ".zst": _zstandard}.get(compression(file), pathlib.Path.open)
         stream = opens(file, "rb")
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error})") from None
@@ -34,7 +40,7 @@ def opened(file: pathlib.Path) -> Iterator[IO[bytes]]:
         try:
             yield stream
         except (EOFError, OSError, zlib.error) as error:
-            if file.suffix not in COMPRESSED:
+            if not compression(file):
                 raise
             raise UserError(f"{file}: is damaged or cut short ({error}); have it anew") from None
 

@@ -126,7 +126,7 @@ def _download_one(file: Remote, path: pathlib.Path, backoff: Backoff, reached: C
             _fill(out, file, backoff, reached)
             os.fsync(out.fileno())
         problem = "" if has_hash(partial, file.hash) else "its hash is not the one that was announced"
-        problem = problem or (parquet_problem(partial) if path.suffix == ".parquet" else "")
+        problem = problem or (parquet_problem(partial) if path.suffix.lower() == ".parquet" else "")
         if not problem:
             os.replace(partial, path)
             return

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lmtiny.console import warn
-from lmtiny.corpus.compressed import COMPRESSED, opened
+from lmtiny.corpus.compressed import compression, opened
 from lmtiny.corpus.cut import chapters, lines, paragraphs
 from lmtiny.corpus.documents import Document, Unit, clean, cleaned, digest, sections
 from lmtiny.corpus.fingerprint import of_file
@@ -101,7 +101,7 @@ def read_text(file: pathlib.Path, name: str, start: int, end: int, cut: str, sec
         head = stream.read(2)
         if head in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(f"{file}: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {file.name}")
-        if file.suffix in COMPRESSED:
+        if compression(file):
             data = head + stream.read()
         else:
             start, end = _text_boundary(stream, start), _text_boundary(stream, end)
@@ -134,7 +134,7 @@ def read_jsonl(file: pathlib.Path, name: str, start: int, end: int, text_key: st
     Raises:
       UserError: a line that is not a JSON object, or lacks the text; names the line, and the `knob` of the field.
     """
-    compressed = file.suffix in COMPRESSED
+    compressed = bool(compression(file))
     with opened(file) as stream:
         offset = start
         if start:

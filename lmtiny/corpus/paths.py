@@ -11,9 +11,9 @@ EXTENSIONS = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst"
 NAMED = 8  # files left out that are named one by one
 
 
-def extension(file: pathlib.PurePath) -> str:
-    """Returns which of EXTENSIONS the file has, "" for none."""
-    return next((known for known in EXTENSIONS if file.name.endswith(known)), "")
+def extension(file: pathlib.PurePath, extensions: tuple[str, ...] = EXTENSIONS) -> str:
+    """Returns which of `extensions`, in small letters or capitals, the file has; "" for none."""
+    return next((known for known in extensions if file.name.lower().endswith(known)), "")
 
 
 def find(path: str, knob: str) -> list[pathlib.Path]:
@@ -44,12 +44,9 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
     found: set[pathlib.Path] = set()
     others: set[pathlib.Path] = set()
     for part in [path] if os.path.exists(path) else [part.strip() for part in path.split(",") if part.strip()]:
-        matches = [part] if os.path.exists(part) else sorted(glob.glob(os.path.expanduser(part), recursive=True))
-        if not matches:
-            raise UserError(f"{knob}: nothing matches {part!r} (seen from {os.getcwd()}); name a folder, a file or a glob of files")
         try:
-            inside = [file for match in matches for file in _inside(pathlib.Path(match).absolute())]
-            supported = [file for file in inside if file.name.endswith(extensions) and file.is_file()]
+            inside = [file for match in _matches(part, knob) for file in _inside(pathlib.Path(match).absolute())]
+            supported = [file for file in inside if extension(file, extensions) and file.is_file()]
         except OSError as error:
             remedy = f"leave it out of {knob} or change its permissions"
             raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {remedy}") from None
@@ -62,6 +59,19 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
     if not found:
         raise UserError(f"{knob} = {path!r} names no file")
     return sorted(found), sorted(others - found)
+
+
+def _matches(part: str, knob: str) -> list[str]:
+    """Returns what a path or a glob names. Raises OSError of a folder that cannot be read, and UserError where nothing matches."""
+    if os.path.exists(part):
+        return [part]
+    pattern = os.path.expanduser(part)
+    if "**" in pattern:  # for which glob passes over folders that it cannot read
+        for root in glob.glob(pattern.partition("**")[0] or "."):
+            _inside(pathlib.Path(root).absolute())
+    if matches := sorted(glob.glob(pattern, recursive=True)):
+        return matches
+    raise UserError(f"{knob}: nothing matches {part!r} (seen from {os.getcwd()}); name a folder, a file or a glob of files")
 
 
 def refusal(file: pathlib.Path, knob: str, extensions: tuple[str, ...]) -> UserError:

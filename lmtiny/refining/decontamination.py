@@ -17,11 +17,11 @@ import numpy as np
 from lmtiny import console
 from lmtiny import files as ground_files
 from lmtiny.corpus import files, paths
-from lmtiny.corpus.compressed import COMPRESSED, opened
+from lmtiny.corpus.compressed import ENDINGS, opened
 from lmtiny.errors import UserError
 from lmtiny.refining.tally import Tally
 
-EXTENSIONS = tuple(f"{kind}{compressed}" for kind in (".txt", ".jsonl", ".csv") for compressed in ("", *COMPRESSED))
+EXTENSIONS = tuple(f"{kind}{compressed}" for kind in (".txt", ".jsonl", ".csv") for compressed in ("", *ENDINGS))
 MIN_DISTINCT = 4  # words of an n-gram: "0 0 0 0" is a table, in whatever text
 
 
@@ -80,10 +80,10 @@ def items(file: pathlib.Path) -> Iterator[str]:
 
 
 def _items(content: str, file: pathlib.Path) -> Iterator[str]:
-    kind = next(suffix for suffix in reversed(file.suffixes) if suffix not in COMPRESSED)
-    if kind == ".txt":
+    kind = paths.extension(file, EXTENSIONS)
+    if kind.startswith(".txt"):
         yield content
-    elif kind == ".csv":
+    elif kind.startswith(".csv"):
         yield from (" ".join(row) for row in csv.reader(io.StringIO(content)))
     else:
         for number, line in enumerate(content.splitlines(), 1):

@@ -225,17 +225,17 @@ def test_bad_inputs_are_refused(tmp_path: pathlib.Path, name: str, content: byte
 
 
 def test_what_is_left_out_of_a_folder_is_named(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "NOTES.TXT").write_text("capitals")
+    (folder / "NOTES.MD").write_text("capitals")
     (folder / "empty.txt").write_text("")
     (folder / "nowhere.txt").symlink_to(folder / "nothing")
     (folder / "elsewhere").symlink_to(folder / "deep")
     units_of(folder)
-    left_out = "5 files left out: NOTES.TXT, elsewhere, empty.txt (empty), ignored.md, nowhere.txt"
+    left_out = "5 files left out: NOTES.MD, elsewhere, empty.txt (empty), ignored.md, nowhere.txt"
     assert capsys.readouterr().out == f"{folder}: {left_out}\n"
     for number in range(20):
         (folder / f"x{number:02d}.md").write_text("x")
     units_of(folder)
-    assert "25 files left out: NOTES.TXT, " in (told := capsys.readouterr().out) and told.endswith(", x02.md and 17 more\n")
+    assert "25 files left out: NOTES.MD, " in (told := capsys.readouterr().out) and told.endswith(", x02.md and 17 more\n")
     units_of(folder / "*.txt", validation_path="b.txt")
     assert "2 files left out: empty.txt (empty), nowhere.txt" in capsys.readouterr().out
     units_of(folder / "deep")
@@ -251,9 +251,16 @@ def test_a_folder_that_cannot_be_read_is_refused(folder: pathlib.Path, monkeypat
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", denied)  # not by chmod: root may read all
-    for path in (folder, folder / "deep"):
+    for path in (folder, folder / "deep", folder / "**" / "*.txt", folder / "d*" / "**" / "*.txt"):
         with pytest.raises(UserError, match=r"deep: cannot be read \(Permission denied\); leave it out of corpus.path or change its"):
             units_of(path)
+
+
+def test_endings_in_capitals_are_those_in_small_letters(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "A.TXT").write_text("a text")
+    (tmp_path / "B.JSONL").write_text('{"text": "a line"}\n')
+    (tmp_path / "C.Txt.GZ").write_bytes(gzip.compress(b"a compressed text"))
+    assert [document["text"] for document in read(tmp_path)] == ["a text", "a line", "a compressed text"]
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
