@@ -10,7 +10,7 @@ import steps
 
 
 def main():
-    parser = steps.flags(__doc__)
+    parser = steps.flags(__doc__, draws=False)
     parser.add_argument("--vocab", type=int, default=16384, help="tokens of vocabulary")
     parser.add_argument("--chunks", type=int, nargs="+", default=[256, 512, 1024], help="tokens")
     arguments = parser.parse_args()

@@ -89,6 +89,18 @@ def _turns(steps, repeats):
     return times, work
 
 
+def medians_in_turns(runs, repeats):
+    """Returns {name: median seconds} of named functions without arguments, run in turns, waiting for what they return."""
+    times = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn:  # the first warms up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
 def machine():
     """Returns what a figure was taken on."""
     model = platform.processor() or platform.machine()
@@ -99,12 +111,13 @@ def machine():
             "python": platform.python_version()}  # fmt: skip
 
 
-def flags(doc):
-    """Returns a parser with the flags that all of them have."""
+def flags(doc, draws=True):
+    """Returns a parser with the flags that all of them have, and --out for those that draw."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/tiny.py", help="the config file that is varied")
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each")
-    parser.add_argument("--out", default="", help="write a plot, as PNG")
+    if draws:
+        parser.add_argument("--out", default="", help="write a plot, as PNG")
     return parser
 
 

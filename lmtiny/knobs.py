@@ -163,7 +163,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("bias", str, "none", "", "biases: none; on queries, keys and values; or on every matrix of the blocks", one_of("none", "qkv", "all")),
         Knob("qk_norm", bool, True, "", "RMSNorm without scale on queries and keys"),
         Knob("attention", str, "auto", "", "the core of attention (docs/attention.md); auto: by device and shape", one_of("auto", "reference", "chunked", "cudnn", "splash")),
-        Knob("attention_chunk", int, 0, "tokens", "chunked: queries whose scores exist at one time; 0: a quarter of the row, within 64 and 256", at_least(0)),
+        Knob("attention_chunk", int, 0, "tokens", "chunked: queries whose scores exist at one time; 0: a quarter of the row or half a window, within 64 and 256", at_least(0)),
         Knob("attention_soft_cap", float, 0.0, "", "scores = cap * tanh(scores / cap); 0: none", at_least(0)),
         Knob("logit_soft_cap", float, 0.0, "", "logits = cap * tanh(logits / cap); 0: none", at_least(0)),
         Knob("tied_embeddings", bool, False, "", "the head reads the embedding table"),

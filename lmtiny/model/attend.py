@@ -76,7 +76,7 @@ def attend(
       window: how many keys back along the row a query sees, itself included; of T and more: all.
       soft_cap: scores = cap * tanh(scores / cap) (Gemma 2, arXiv 2408.00118, section 2); 0: none.
       implementation: a name of FACTS (`choose` turns "auto" into one).
-      chunk: "chunked": queries whose scores exist at one time, at most; 0: a quarter of the row, within 64 and 256.
+      chunk: "chunked": queries whose scores exist at one time, at most; 0: `default_chunk`.
 
     Raises:
       ValueError: what the core cannot honour. Nothing is left out silently; `choose` says it in a person's words.
@@ -87,7 +87,7 @@ def attend(
     if implementation == "reference":
         return attend_reference(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap)
     if implementation == "chunked":
-        chunk = chunk or min(256, max(64, q_BTHN.shape[1] // 4))
+        chunk = chunk or default_chunk(q_BTHN.shape[1], window)
         return attend_chunked(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap, chunk=chunk)
     if implementation == "splash":
         return attend_splash(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap)
@@ -96,6 +96,15 @@ def attend(
             raise ValueError("cudnn has neither segments nor a soft cap")
         return jax.nn.dot_product_attention(q_BTHN, k_BTKN, v_BTKN, **cudnn_arguments(q_BTHN.shape[1], window))
     raise ValueError(f"implementation {implementation!r} is none of {', '.join(FACTS)}")
+
+
+def default_chunk(num_queries: int, window: int) -> int:
+    """Returns how many queries go together: a quarter of the row or half a window, whichever is less, within 64 and 256.
+
+    More than half a window and most of the keys that a chunk reads are outside of its queries' windows; fewer than 64 and the
+    matrices are too small (docs/attention.md).
+    """
+    return min(256, max(64, min(num_queries // 4, window // 2)))
 
 
 def cudnn_arguments(num_queries: int, window: int) -> dict[str, Any]:

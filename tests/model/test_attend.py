@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 from lmtiny.errors import UserError
 from lmtiny.model import attend as attend_lib
 from lmtiny.model import attend_chunked as chunked_lib
-from lmtiny.model.attend import FACTS, attend, choose, cudnn_arguments, fact_sheet
+from lmtiny.model.attend import FACTS, attend, choose, cudnn_arguments, default_chunk, fact_sheet
 from lmtiny.model.attend_reference import attend_with_mask, causal_mask
 
 UNLIMITED = 2**30
@@ -160,10 +160,10 @@ def shapes_of(jaxpr):
                 yield from shapes_of(inner)
 
 
-def largest_array(implementation, num_queries, window=UNLIMITED):
+def largest_array(implementation, num_queries, window=UNLIMITED, chunk=32):
     """Returns how many elements the largest array has, forward and backward, for one row, one head of size 4."""
     x = jax.ShapeDtypeStruct((1, num_queries, 1, 4), jnp.float32)
-    request = {"implementation": implementation, "window": window, "soft_cap": 0.0, "chunk": 32}
+    request = {"implementation": implementation, "window": window, "soft_cap": 0.0, "chunk": chunk}
     documents = jax.ShapeDtypeStruct((1, num_queries), jnp.int32)
     jaxpr = jax.make_jaxpr(functools.partial(value_and_gradients, **request))(x, x, x, x, documents)
     return max(math.prod(shape) for shape in shapes_of(jaxpr.jaxpr))
@@ -209,6 +209,15 @@ def test_chunked_does_not_read_past_its_window():
     q, k, v, _, _ = inputs(200, 1, segments=False)
     out = attend(q, k.at[:, :64].set(jnp.nan), v.at[:, :64].set(jnp.nan), None, window=17, soft_cap=0.0, implementation="chunked", chunk=16)
     assert jnp.all(jnp.isfinite(out[:, 112:]))
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "window", "chunk"),
+    [(256, UNLIMITED, 64), (1024, UNLIMITED, 256), (8192, UNLIMITED, 256), (4096, 32, 64), (4096, 256, 128), (4096, 1024, 256)],
+)
+def test_by_default_a_chunk_reads_few_keys_that_its_queries_do_not_see(num_queries, window, chunk):
+    assert default_chunk(num_queries, window) == chunk
+    assert largest_array("chunked", num_queries, window, chunk=0) == largest_array("chunked", num_queries, window, chunk=chunk)
 
 
 REQUEST = {"num_queries": 1024, "head_dim": 64, "dtype": jnp.bfloat16, "segments": False, "window": UNLIMITED, "soft_cap": 0.0}
