@@ -10,7 +10,8 @@ from lmtiny.model import size
 from lmtiny.parallel import chips
 from lmtiny.planning import survey
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+README = pathlib.Path(__file__).parents[1] / "README.md"
+CONFIGS = sorted((README.parent / "configs").glob("*.py"))
 
 # Their survey takes 5 to 20 s each: pytest -m exhaustive.
 LARGE = ("d20", "d26", "d32", "qwen2_5_small", "qwen2_5_1_5b", "qwen2_5_7b")
@@ -45,6 +46,21 @@ def test_a_config_is_complete_and_a_claim(path):
     counted = size.count_parameters(config)["total"]
     number, unit = re.search(r"Parameters: +([\d.]+) ([MB])", doc).groups()
     assert float(number) * {"M": 1e6, "B": 1e9}[unit] == pytest.approx(counted, rel=0.006)
+
+
+def test_the_readme_lists_every_config_with_its_parameters():
+    """A row `| `a`, `b` | 0.7 B to 7.6 B | ... |`: the smallest and the largest of the row's configs, as far as its digits say."""
+    listed = {}
+    for names, text in re.findall(r"^\| (`[^|]+`) \| ([\d.]+ [MB](?: to [\d.]+ [MB])?) \|", README.read_text(), re.MULTILINE):
+        row = re.findall(r"`(\w+)`", names)
+        counts = [size.count_parameters(config_lib.load(str(CONFIGS[0].with_name(f"{name}.py"))))["total"] for name in row]
+        expected = [min(counts), max(counts)] if " to " in text else counts
+        claims = re.findall(r"([\d.]+) ([MB])", text) * (1 if " to " in text else len(counts))
+        for (number, unit), count in zip(claims, expected, strict=True):
+            digits = len(number.partition(".")[2])
+            assert f"{count / {'M': 1e6, 'B': 1e9}[unit]:.{digits}f}" == number, row
+        listed |= dict.fromkeys(row)
+    assert sorted(listed) == [path.stem for path in CONFIGS]
 
 
 @pytest.mark.parametrize("name", TOTALS)
