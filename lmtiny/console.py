@@ -257,7 +257,7 @@ def run_main(main: Callable[[], int | None], to_go_on: str = "") -> NoReturn:
     except Exception:
         if ctrl_c.heard:  # an import that it broke off, say
             _interrupted(to_go_on)
-        code = _ended(traceback.format_exc().rstrip(), 1)
+        code = ctrl_c.ending or _ended(traceback.format_exc().rstrip(), 1)
     sys.exit(code)
 
 

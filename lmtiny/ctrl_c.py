@@ -14,6 +14,7 @@ from typing import Any
 EXIT = 130  # as a shell says it: 128 + SIGINT
 
 heard = False  # KeyboardInterrupt was raised; compiled code may lose it, or raise something else in its place
+ending = 0  # the exit code of a SystemExit that another signal raised, and told: compiled code may do the same to it
 
 
 def end_at_once() -> None:

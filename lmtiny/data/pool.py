@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
-from lmtiny import console
+from lmtiny import console, ctrl_c
 from lmtiny.errors import UserError
 
 PAYS_FROM_BYTES = 16 << 20  # below, starting processes takes longer than they save
@@ -110,7 +110,8 @@ def _sigterm_raises() -> Iterator[None]:
 def _terminate(number: int, frame: FrameType | None) -> None:
     # Not through console: this may interrupt it in the middle of a line.
     os.write(2, b"lmtiny: terminated; the same command goes on from what is finished\n")
-    sys.exit(128 + number)
+    ctrl_c.ending = 128 + number
+    sys.exit(ctrl_c.ending)
 
 
 def _start_worker() -> None:

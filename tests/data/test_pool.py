@@ -22,6 +22,27 @@ def test_sigterm_leaves_nothing_behind() -> None:
     assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "lmtiny: terminated; the same command goes on from what is finished\n")
 
 
+SIGTERM_IN_COMPILED_CODE = """
+import signal
+from lmtiny import console
+from lmtiny.data import pool
+
+def main():
+    with pool.workers(2, 2, 1):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit as stop:
+            raise RuntimeError(f"INTERNAL: SystemExit: {stop}") from None  # as sentencepiece's trainer does
+
+console.run_main(main)
+"""
+
+
+def test_what_sigterm_made_of_compiled_code_ends_as_sigterm_does() -> None:
+    done = subprocess.run([sys.executable, "-c", SIGTERM_IN_COMPILED_CODE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "lmtiny: terminated; the same command goes on from what is finished\n")
+
+
 def test_a_process_cannot_be_interrupted_from_its_first_moment_on() -> None:
     blocked = "signal.SIGINT {}in signal.pthread_sigmask(signal.SIG_BLOCK, [])"
     job = f"('import signal; assert {blocked.format('')}',)"
