@@ -166,10 +166,6 @@ def check(config: ml_collections.ConfigDict) -> None:
          config.corpus.kind != "sources" and config.corpus.sources),
         ("corpus.sources: some have a weight and some have none; give all of them one, or none",
          len({source["weight"] is None for source in config.corpus.sources}) > 1),
-        ("corpus.quality_good and corpus.quality_bad do nothing while corpus.quality = 'none'; set it to 'filter' or 'weight', "
-         "or leave them out",
-         (config.corpus.quality_good or config.corpus.quality_bad)
-         and {config.corpus.quality, *(source["quality"] for source in config.corpus.sources)} <= {"none", None}),
         ("corpus.executor = 'slurm' needs corpus.slurm_partition", config.corpus.executor == "slurm" and not config.corpus.slurm_partition),
         (f"optimizer.warmup_steps = {config.optimizer.warmup_steps} is more than train.num_steps = {train.num_steps}; lower it too",
          config.optimizer.warmup_steps > train.num_steps),
@@ -185,6 +181,31 @@ def check(config: ml_collections.ConfigDict) -> None:
     ):
         if is_so:
             raise UserError(problem)
+    _refuse_idle_knobs(config.corpus)
+
+
+# Knobs of the corpus, and the one without which they do nothing: its values, the corpus' own or a source's, with which they do something.
+_ONLY_WITH = (
+    (("language_threshold",), "language", None),
+    (("quality_good", "quality_bad"), "quality", ("filter", "weight")),
+    (("quality_threshold",), "quality", ("filter",)),
+    (("quality_exponent",), "quality", ("weight",)),
+    (("minhash_words", "minhash_buckets", "minhash_hashes"), "deduplicate", None),
+    (("decontaminate_words",), "decontaminate", None),
+    (("slurm_partition", "slurm_time"), "executor", ("slurm",)),
+)
+
+
+def _refuse_idle_knobs(corpus: ml_collections.ConfigDict) -> None:
+    """Raises UserError for a knob of the corpus that is not at its default and would do nothing."""
+    defaults = {name: knob.default for name, knob in knobs()}
+    for names, needed, values in _ONLY_WITH:
+        found = [corpus[needed], *(source.get(needed) for source in corpus.sources)]
+        idle = [f"corpus.{name}" for name in names if corpus[name] != defaults[f"corpus.{name}"]]
+        if idle and not any(value in values if values else value for value in found):
+            do, them = ("do nothing", "them") if len(idle) > 1 else ("does nothing", "it")
+            to = f"set it to {' or '.join(map(repr, values))}" if values else "set it"
+            raise UserError(f"{' and '.join(idle)} {do} while corpus.{needed} = {corpus[needed]!r}; {to}, or leave {them} out")
 
 
 def padded_vocab(config: ml_collections.ConfigDict) -> int:

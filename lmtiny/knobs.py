@@ -47,7 +47,7 @@ def weight(value: float) -> str:
 
 
 def any_of(*choices: str) -> Check:
-    return lambda value: "" if set(value) <= set(choices) else f"must be some of {', '.join(choices)}, or empty"
+    return lambda value: "" if set(value) <= set(choices) else f"must be some of {', '.join(choices)} (a list: {list(choices[:2])}), or empty"
 
 
 def anything(_: Any) -> str:
