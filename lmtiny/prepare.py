@@ -21,10 +21,10 @@ import pathlib
 import shlex
 
 from lmtiny import command_line, console
-from lmtiny.data import REPORT, prepare, ready_tokenizer, refuse_another_size, verify
+from lmtiny.data import REPORT, prepare, ready_tokenizer, refuse_another_tokenizer, verify
 from lmtiny.errors import UserError
 from lmtiny.files import write_aside
-from lmtiny.tokenizer import tokenizer_json, warning_about
+from lmtiny.tokenizer import refuse_to_export, tokenizer_json, warning_about
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +44,18 @@ def main() -> None:
     only_compared = {"--compare-with": args.compare_with, "--ranks": args.ranks, "--samples": args.samples}
     if not args.compare and (idle := [flag for flag, value in only_compared.items() if value]):
         raise UserError(f"{', '.join(idle)}: only with --compare")
-    refuse_another_size(config, args.overrides)
+    refuse_another_tokenizer(config, args.overrides)
     tokenizer = ready_tokenizer(config) if args.compare or args.export else None
+    # Before anything is prepared, which may take an hour.
+    if args.export:
+        refuse_to_export(tokenizer.kind if tokenizer else config.tokenizer.kind)
+        if not (folder := args.export.absolute().parent).is_dir():
+            raise UserError(f"--export {args.export} cannot be written: there is no folder {folder}")
+    if args.compare:
+        from lmtiny.tokenizer import compare
+
+        peers = compare.peers(args.compare_with or list(compare.PEERS), args.ranks)
+        texts = compare.samples(args.samples or compare.SAMPLES)
     if tokenizer is None or args.rebuild or args.verify:
         prepared = prepare(config, rebuild=args.rebuild)
         if args.verify:
@@ -67,10 +77,7 @@ def main() -> None:
             raise UserError(f"--export {args.export} cannot be written: {error.strerror}") from error
         console.say(f"{args.export}: {tokenizer} as tokenizer.json")
     if args.compare:
-        from lmtiny.tokenizer import compare
-
-        peers = compare.peers(args.compare_with or list(compare.PEERS), args.ranks)
-        found = compare.compare(tokenizer, peers, compare.samples(args.samples or compare.SAMPLES))
+        found = compare.compare(tokenizer, peers, texts)
         title = f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:12]}"
         console.say(f"{compare.as_text(found)}\n\n" + " ".join(map(str, compare.save(found, args.compare, title))))
     overrides = (f"--config.{name}={shlex.quote(value)}" for name, value in args.overrides.items())

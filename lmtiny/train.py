@@ -46,7 +46,7 @@ def main() -> int:
     with ctrl_c.imports():
         import jax
 
-        from lmtiny.data import prepare, prepared_before, refuse_another_size
+        from lmtiny.data import prepare, prepared_before, refuse_another_tokenizer
         from lmtiny.model import attend
         from lmtiny.parallel import host
         from lmtiny.parallel import mesh as mesh_lib
@@ -63,7 +63,7 @@ def main() -> int:
     if args.resume:
         config, args.workdir, step, rows = run_folder.config_of_checkpoint(args.resume, args.overrides)
     else:
-        refuse_another_size(config, args.overrides)
+        refuse_another_tokenizer(config, args.overrides)
     run_folder.refuse_unusable(args.workdir)  # what cannot work is refused before hours of preparing
     mesh = mesh_lib.make_mesh(config)
     fit.refuse_if_too_large(attend.resolved(config, mesh)[0], mesh.shape, mesh_lib.chip_here())

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import pathlib
 import shutil
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -24,6 +24,7 @@ from lmtiny.errors import UserError
 Config: TypeAlias = ml_collections.ConfigDict
 Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
 Facts: TypeAlias = list[np.ndarray]  # for each unit, stages.FACTS of its documents
+TEXT = "text of the corpus"  # what depends on settings too, so that it is told last
 PREPARED = pathlib.Path("prepared")  # where data.dir names no other folder
 WORK = "parts"  # folder of the unfinished, inside the prepared one
 
@@ -90,12 +91,14 @@ def ready_tokenizer(config: Config) -> tokenizer.Tokenizer | None:
     return given.cut(config.tokenizer.cut) if config.tokenizer.cut else given
 
 
-def refuse_another_size(config: Config, overrides: Container[str]) -> None:
-    """Raises UserError where the command line gives a tokenizer.vocab_size that the ready tokenizer does not have."""
-    if "tokenizer.vocab_size" not in overrides or (given := ready_tokenizer(config)) is None:
+def refuse_another_tokenizer(config: Config, overrides: Collection[str]) -> None:
+    """Raises UserError where the command line gives a tokenizer.vocab_size or tokenizer.kind that the ready tokenizer does not have."""
+    if not {"tokenizer.vocab_size", "tokenizer.kind"}.intersection(overrides) or (given := ready_tokenizer(config)) is None:
         return
-    asked = config.tokenizer.vocab_size
-    if given.vocab_size != asked:
+    asked, kind = config.tokenizer.vocab_size, config.tokenizer.kind
+    if "tokenizer.kind" in overrides and given.kind != kind:
+        raise UserError(f"tokenizer.kind = {kind!r}, but {config.tokenizer.path} is of the kind {given.kind!r}: leave it out")
+    if "tokenizer.vocab_size" in overrides and given.vocab_size != asked:
         cut = f", or take its first {asked} tokens with tokenizer.cut" if given.kind == "bpe" and asked < given.vocab_size else ""
         raise UserError(f"tokenizer.vocab_size = {asked}, but {config.tokenizer.path} has {given.vocab_size} tokens: leave it out{cut}")
 
@@ -121,7 +124,7 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
         **{name: config_module.get_knob(config, name) for name in knobs},
         "tokenizer.path": given.hash[:16] if given else "",
         "files held out (corpus.validation_path)": digest([unit.name for unit in units if unit.held_out])[:16],
-        "text of the corpus": digest([unit.fingerprint for unit in units])[:16],
+        TEXT: digest([unit.fingerprint for unit in units])[:16],
         **refining.plan_of(config).depends_on(),
     }
 
@@ -139,11 +142,17 @@ def _finished(folder: pathlib.Path, depends_on: dict[str, Any]) -> Prepared | No
         return None
     found = shards.read(folder)
     there = found.manifest["depends_on"]
-    differing = [name for name in {**depends_on, **there} if there.get(name) != depends_on.get(name)]
-    if differing:
-        shown = "; ".join(f"{name} was {there.get(name)!r}, is {depends_on.get(name)!r}" for name in differing[:3])
+    if there != depends_on:
+        shown = _what_differs(there, depends_on)
         raise UserError(f"{folder} was prepared from something else: {shown}; name another --config.data.dir, or {shards.REBUILD}")
     return found
+
+
+def _what_differs(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Returns the first differences in words; that the text is another one only where no setting is: it may follow from that."""
+    differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    settings = [f"{name} was {there.get(name)!r}, is {here.get(name)!r}" for name in differing if name != TEXT]
+    return "; ".join(settings[:3]) or f"the {TEXT} has changed"
 
 
 def _used_again(found: Prepared, config: Config) -> Prepared:

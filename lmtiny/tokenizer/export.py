@@ -18,8 +18,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     Raises:
       UserError: the kind is another one.
     """
-    if tokenizer.kind not in PATTERNS:
-        raise UserError(f"a {tokenizer.kind} tokenizer cannot be written as tokenizer.json: its ids are no merges")
+    refuse_to_export(tokenizer.kind)
     printable = printable_bytes()
     shown = ["".join(map(printable.__getitem__, token)) for token in tokenizer.tokens[: tokenizer.bos_id]]
     ranks = {token: rank for rank, token in enumerate(tokenizer.tokens[: tokenizer.bos_id])}
@@ -45,6 +44,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         },
     }  # fmt: skip
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def refuse_to_export(kind: str) -> None:
+    """Raises UserError where a tokenizer of this kind cannot be written as tokenizer.json."""
+    if kind not in PATTERNS:
+        raise UserError(f"a {kind} tokenizer cannot be written as tokenizer.json; lmtiny's own {' and '.join(PATTERNS)} can")
 
 
 def own_kind(foreign: Foreign) -> str:

@@ -287,8 +287,15 @@ def test_another_text_in_the_same_folder_is_refused(config_of, corpus_folder, tm
     config = config_of(**{"corpus.path": str(copy)})
     prepare(config)
     (copy / "2.txt").write_text("A new text. " * 100)
-    with pytest.raises(UserError, match="text of the corpus was '.*', is "):
+    with pytest.raises(UserError, match="prepared from something else: the text of the corpus has changed; name another"):
         prepare(config)
+
+
+def test_a_setting_that_makes_other_documents_is_told_and_not_a_text_that_changed(config_of, corpus_folder, tmp_path) -> None:
+    folder = {"data.dir": str(tmp_path / "shards")}
+    prepare(config_of(**folder))
+    with pytest.raises(UserError, match="something else: corpus.section_bytes was 2048, is 1024; name another"):
+        prepare(config_of(**folder, **{"corpus.section_bytes": 1024}))
 
 
 def test_a_ready_tokenizer_is_used_and_its_change_noticed(config_of, tmp_path) -> None:

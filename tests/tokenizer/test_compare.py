@@ -105,10 +105,31 @@ def test_what_would_do_nothing_is_refused(tmp_path: pathlib.Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="^--ranks, --samples: only with --compare$"):
         run(monkeypatch, "--ranks", ".", "--samples", ".", "--export", "out.json")
+    with pytest.raises(UserError, match=r"kind = 'superword', but .*builtin_16384 is of the kind 'bpe': leave it out$"):
+        run(monkeypatch, "--config.tokenizer.kind=superword", "--export", "out.json")
     with pytest.raises(UserError, match=r"vocab_size = 2048, but .*builtin_16384 has 16384 tokens: leave it out, or .*tokenizer\.cut$"):
         run(monkeypatch, "--config.tokenizer.vocab_size=2048", "--export", "out.json")
     run(monkeypatch, "--config.tokenizer.vocab_size=16384", "--export", "out.json")
     run(monkeypatch, "--config.tokenizer.vocab_size=2048", "--config.tokenizer.cut=2048", "--export", "out.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.tokenizer.kind=byte", "--export", "out.json"], "a byte tokenizer cannot be written .*; .* bpe and superword can"),
+        (["--export", "no_folder/out.json"], "no_folder/out.json cannot be written: there is no folder "),
+        (["--compare", "--compare-with", "nothing"], "no tokenizer to compare with: nothing"),
+        (["--compare", "--compare-with", str(READY), "--samples", "nowhere"], "no .txt in nowhere"),
+    ],
+    ids=str,
+)
+def test_what_cannot_come_of_it_is_said_before_anything_is_prepared(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lmtiny.prepare.prepare", None)
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, "--config.tokenizer.path=", *arguments)
 
 
 def test_gpt_ranks_from_a_folder(test_data: pathlib.Path) -> None:
