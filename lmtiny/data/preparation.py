@@ -237,7 +237,7 @@ def _at_least_two(paths: Paths, units: list[Unit], config: Config, work: pathlib
         return paths, held_out, [unit.source if mixed else "" for unit in units]
     document = next(document for path in paths for document in stages.documents_of(path))
     halves = corpus.in_two(document["text"], config.corpus.validation_fraction)
-    console.say(f"the corpus is a single document: its last {len(halves[1].encode())} bytes become the validation text")
+    console.say(f"the corpus is a single document: its last {len(halves[1].encode()):,} bytes become the validation text")
     made = []
     for part, text in zip(shards.SPLITS, halves, strict=True):
         made.append(work / f"documents-{digest(document['id'], text)[:16]}.jsonl")

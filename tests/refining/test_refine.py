@@ -81,7 +81,7 @@ def test_other_languages_are_dropped(make_corpus, refined) -> None:
     french = "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de conscience."
     documents, tally = refined(make_corpus(web=[prose(1, 5), french]), language="en")
     assert len(documents) == 1 and tally.reasons() == {"in fr": 1}
-    with pytest.raises(UserError, match="corpus.language = 'english' is not known; there are"):
+    with pytest.raises(UserError, match="corpus.language = 'english' is not known; did you mean 'en'\\? there are"):
         refined(make_corpus(web=["x"]), language="english")
 
 
