@@ -190,7 +190,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         facts = [np.load(stages.facts_path(path)) for path in documents]
         sides = _sides(run, documents, facts, held_out, config, work)
         key = digest([path.name for path in sides])[:16]
-        _say_split(facts, sides)
+        _say_split(facts, sides, refined)
         tokenizer_folder = work / f"tokenizer-{digest(key, depends_on)[:16]}"
         learning.tokenizer_for(config, given, documents, facts, sides, mixed, tokenizer_folder)
         known = tokenizer.load(tokenizer_folder)
@@ -272,15 +272,19 @@ def _dropped(sides: Paths) -> dict[str, int]:
     return {"duplicates": int(counts[Side.DUPLICATE]), "near_duplicates": int(counts[Side.NEAR_DUPLICATE])}
 
 
-def _say_split(facts: Facts, sides: Paths) -> None:
-    """Tells documents and bytes by side; raises UserError if nothing is left to train on."""
+def _say_split(facts: Facts, sides: Paths, refined: refining.Tally | None) -> None:
+    """Tells documents and bytes by side, and of all that was dropped; raises UserError if nothing is left to train on."""
     all_sides, sizes = np.concatenate([np.load(path) for path in sides]), np.concatenate([one["bytes"] for one in facts])
     rows = [
-        (what, f"{(all_sides == side).sum():,}", f"{sizes[all_sides == side].sum():,}")
+        (what, int((all_sides == side).sum()), int(sizes[all_sides == side].sum()))
         for side, what in zip(Side, ("train", "validation", "dropped: duplicates", "dropped: near-duplicates of validation"), strict=True)
         if side in (Side.TRAIN, Side.VALIDATION) or (all_sides == side).any()
     ]
-    console.say(console.table(("side", "documents", "bytes"), rows))
+    if refined:  # the rows below `read` add up to it
+        read = [sum(counts) for counts in zip(*refined.flow["read"].values(), strict=True)]
+        rows = [("read", *read), *rows[:2], *report.before_split(refined), *rows[2:]]
+    shown = [(what, f"{documents:,}", f"{num_bytes:,}") for what, documents, num_bytes in rows]
+    console.say(console.table(("side", "documents", "bytes"), shown))
     if not (all_sides == Side.TRAIN).any():
         raise UserError(
             "nothing is left to train on: every training document is a near-duplicate of a held-out one;"

@@ -15,6 +15,7 @@ MAX_SOURCES = 40  # told of one by one; the smallest are counted together
 OTHERS = "(others)"
 SPLIT_FIGURES = ("documents", "bytes", "tokens", "rows")
 ORDER = ("read", *STAGES, stages.SPLIT)
+SAID = {"decontaminate": "contaminated", "deduplicate": "near-duplicates of each other"}  # of stages whose names do not say it
 
 
 def collect(
@@ -82,6 +83,11 @@ def renew(folder: pathlib.Path, wanted: Mapping[str, float], got: Mapping[str, f
         mixture = _mixture({source: [of["tokens"]] for source, of in report["mixture"].items()}, wanted, got)
         if report["mixture"] != mixture:
             write(folder, {**report, "mixture": mixture})
+
+
+def before_split(refined: Tally) -> list[tuple[str, int, int]]:
+    """Returns (what, documents, bytes) of what each stage of refining dropped, where it dropped something."""
+    return [(f"dropped: {SAID.get(stage, stage)}", *refined.dropped_by(stage)) for stage in STAGES if stage in refined.dropped]
 
 
 def write(folder: pathlib.Path, report: dict[str, Any]) -> None:

@@ -60,6 +60,11 @@ class Tally:
                 found.update({reason: counts[0] for reason, counts in reasons.items()})
         return found
 
+    def dropped_by(self, stage: str) -> tuple[int, int]:
+        """Returns documents and bytes that the stage dropped, over all sources and reasons."""
+        counts = [count for reasons in self.dropped.get(stage, {}).values() for count in reasons.values()]
+        return sum(documents for documents, _ in counts), sum(num_bytes for _, num_bytes in counts)
+
     def _sample(self, key: str, identity: str, text: str, note: str) -> None:
         order = hashlib.blake2b(text[:SAMPLE_CHARACTERS].encode(), digest_size=8).hexdigest()
         held = self.samples.setdefault(key, [])

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import random
 import re
 
 import pytest
@@ -98,6 +99,43 @@ def test_stages_stand_in_the_order_in_which_they_run(config_of, tmp_path) -> Non
     assert list(found["dropped"]) == [stage for stage in ran if stage in found["dropped"]] and len(found["dropped"]) == 3
     page = Page((prepared.folder / report.PAGE).read_text())
     assert {"bytes, from", "documents"} <= set(page.texts)
+
+
+def said(output: str) -> dict[str, tuple[int, int]]:
+    """Returns the table of sides that was printed: what -> (documents, bytes)."""
+    table = output[output.index("side  ") : output.index("learning the tokenizer")]
+    rows = re.findall(r"^(\S.*?)  +([\d,]+|-)  +(-?[\d,]+)$", table, re.MULTILINE)
+    return {what: (int(documents.replace(",", "").replace("-", "0")), int(size.replace(",", ""))) for what, documents, size in rows}
+
+
+def spam(seed: int) -> str:
+    words = ["buy", "cheap", "click", "here", "now", "prices", "offer", "the", "of", "and", "with", "free"]
+    return " ".join(random.Random(seed).choices(words, k=150)) + "."
+
+
+def test_the_terminal_tells_what_every_stage_dropped_and_it_adds_up(config_of, tmp_path, capsys) -> None:
+    pytest.importorskip("datatrove", reason="needs the extra corpus: pip install 'lmtiny[corpus]'")
+    good = [prose(seed, 24) for seed in range(30)]
+    dropped = {
+        "language": "Das ist ein kurzer Satz, der nicht auf Englisch ist und deshalb nicht bleibt.",
+        "gopher_quality": "A few short words of English text.",
+        "quality": spam(99),
+        "contaminated": good[9],
+        "near-duplicates of each other": good[0] + " And one more.",
+    }
+    texts = {"texts": [*good[:9], *dropped.values()], "good": good[10:], "bad": [spam(seed) for seed in range(20)], "task": good[9:10]}
+    for name, of in texts.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in of))
+    knobs = {"filters": ("gopher_quality",), "language": "en", "quality": "filter", "deduplicate": True}
+    named = {"path": "texts", "quality_good": "good", "quality_bad": "bad", "decontaminate": "task"}
+    knobs |= {knob: str(tmp_path / f"{name}.jsonl") for knob, name in named.items()}
+    prepare(config_of(**{f"corpus.{name}": value for name, value in knobs.items()}))
+    rows = said(capsys.readouterr().out)
+    assert list(rows) == ["read", "train", "validation", *(f"dropped: {stage}" for stage in dropped)]
+    read = rows.pop("read")
+    assert read == (14, sum(len(text.encode()) for text in texts["texts"]))
+    assert read == tuple(sum(column) for column in zip(*rows.values(), strict=True))
+    assert [documents for documents, _ in rows.values()] == [8, 1, 1, 1, 1, 1, 1]
 
 
 def test_the_sum_of_tallies_does_not_depend_on_who_counted(tmp_path) -> None:
