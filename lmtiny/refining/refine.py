@@ -1,5 +1,6 @@
 """Units of a corpus -> units of refined documents that lie on disk, restartable at every task of every stage."""
 
+import collections
 import functools
 import importlib.util
 import pathlib
@@ -14,6 +15,16 @@ from lmtiny.errors import UserError
 from lmtiny.refining import decontamination, language, parts, quality, tally
 from lmtiny.refining.settings import Plan
 
+# What to do about a knob that dropped most of the documents; a filter is told of as corpus.filters, a cleaning step as corpus.cleaning.
+REMEDIES = {
+    "corpus.cleaning": "take fewer steps of corpus.cleaning, or those for this kind of text",
+    "corpus.language": "set corpus.language to the language of the text, or leave it empty, or lower corpus.language_threshold",
+    "corpus.filters": "take fewer corpus.filters, or those for this kind of text",
+    "corpus.quality_threshold": "lower corpus.quality_threshold, or set corpus.quality=none",
+    "corpus.quality_exponent": "lower corpus.quality_exponent, or set corpus.quality=none",
+    "corpus.decontaminate": "take the training text out of what corpus.decontaminate names, or leave it empty",
+    "corpus.deduplicate": "set corpus.deduplicate=false, or give more varied text",
+}
 LIBRARIES = ("datatrove", "ftfy", "py3langid", "tokenizers", "xxhash")  # of the extra `corpus`
 
 
@@ -73,10 +84,29 @@ def _refined(units: list[Unit], plan: Plan, place: pathlib.Path) -> list[Unit]:
         read = functools.partial(parts.documents_of, path)
         refined.append(Unit(unit.name, digest(place.name, rank, unit.fingerprint), path.stat().st_size, read, unit.held_out, unit.source))
     if not any(unit.num_bytes for unit in refined if not unit.held_out):
-        reasons = tally.load(parts.tallies(place / "documents", place / "kept")).reasons()
-        most = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common(3))
-        raise UserError(f"no training document is left; dropped for: {most}; take fewer corpus.filters, or those for this kind of text")
+        raise UserError(_nothing_left(tally.load(parts.tallies(place / "documents", place / "kept"))))
     return refined
+
+
+def _nothing_left(counted: tally.Tally) -> str:
+    """Returns the line that says why no training document is left, and what to do about the knob that dropped the most."""
+    if not (reasons := counted.reasons()):
+        return "no training document is left: none that was read has text; give more text"
+    most = ", ".join(f"{reason} {number:,}" for reason, number in reasons.most_common(3))
+    knobs: collections.Counter[str] = collections.Counter()
+    for stage, sources in counted.dropped.items():
+        for own in sources.values():
+            knobs.update({_knob(stage, reason): number for reason, (number, _) in own.items()})
+    return f"no training document is left; dropped for: {most}; {REMEDIES[knobs.most_common(1)[0][0]]}"
+
+
+def _knob(stage: str, reason: str) -> str:
+    """Returns the knob of REMEDIES that let `stage` drop for `reason`."""
+    if stage == "quality":
+        return "corpus.quality_exponent" if reason == "not sampled" else "corpus.quality_threshold"
+    if stage in ("language", "decontaminate", "deduplicate"):
+        return f"corpus.{stage}"
+    return "corpus.cleaning" if stage in ("unicode", "gutenberg", "unwrap") else "corpus.filters"
 
 
 def _datatrove() -> tuple[Any, Any, Any]:

@@ -224,6 +224,24 @@ def test_nothing_left_is_told_with_its_reasons(make_corpus, refined) -> None:
         refined(make_corpus(web=["one", "two"]), filters=["gopher_quality"])
 
 
+def test_the_knob_that_dropped_the_most_is_the_one_to_change(make_corpus, refined, tmp_path) -> None:
+    texts = [prose(seed, 24) for seed in range(4)]
+    for name, of in (("good", ["one good text"]), ("bad", ["buy cheap"]), ("task", texts)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in of))
+    quality = {f"quality_{name}": str(tmp_path / f"{name}.jsonl") for name in ("good", "bad")}
+    folder = make_corpus(web=[*texts, "{ short }"])
+    for knobs, remedy in (
+        ({"language": "de"}, "in en 5; set corpus.language to the language of the text"),
+        ({"quality": "filter", "quality_threshold": 1.0, **quality}, "low quality 5; lower corpus.quality_threshold, or"),
+        ({"quality": "weight", "quality_exponent": 1000.0, **quality}, "not sampled 5; lower corpus.quality_exponent, or"),
+        ({"decontaminate": str(tmp_path / "task.jsonl"), "filters": ["c4"]}, "contaminated 4, .* 1; take the training text out of"),
+    ):
+        with pytest.raises(UserError, match=f"no training document is left; dropped for: {remedy}"):
+            refined(folder, **knobs)
+    with pytest.raises(UserError, match="no training document is left: none that was read has text"):
+        refined(make_corpus(web=["", " "]), filters=["c4"])
+
+
 # A process that refines, and dies as `kill -9` would have it at one moment of the stage that is named.
 KILL = """
 import json, os, pathlib, signal, sys
