@@ -283,7 +283,7 @@ def _say_split(facts: Facts, sides: Paths, refined: refining.Tally | None) -> No
     if refined:  # the rows below `read` add up to it
         read = [sum(counts) for counts in zip(*refined.flow["read"].values(), strict=True)]
         rows = [("read", *read), *rows[:2], *report.before_split(refined), *rows[2:]]
-    shown = [(what, f"{documents:,}", f"{num_bytes:,}") for what, documents, num_bytes in rows]
+    shown = [(what, f"{documents:,}" if documents else "-", f"{num_bytes:,}") for what, documents, num_bytes in rows]
     console.say(console.table(("side", "documents", "bytes"), shown))
     if not (all_sides == Side.TRAIN).any():
         raise UserError(

@@ -46,11 +46,7 @@ def collect(
         "settings": manifest["depends_on"],
         "stages": steps,
         "dropped": {stage: _by_reason(dropped[stage], rename) for stage in ORDER if stage in dropped},
-        "changed": {
-            stage: _sum({source: (count,) for source, count in refined.changed[stage].items()}, rename)
-            for stage in ORDER
-            if stage in refined.changed
-        },
+        "changed": {stage: _sum(refined.changed[stage], rename) for stage in ORDER if stage in refined.changed},
         "evaluation": refined.evaluation,
         "copies": {name: manifest[name] for name in ("duplicates", "near_duplicates")},
         "splits": {split: {name: of[name] for name in SPLIT_FIGURES} for split, of in manifest["splits"].items()},
@@ -86,8 +82,14 @@ def renew(folder: pathlib.Path, wanted: Mapping[str, float], got: Mapping[str, f
 
 
 def before_split(refined: Tally) -> list[tuple[str, int, int]]:
-    """Returns (what, documents, bytes) of what each stage of refining dropped, where it dropped something."""
-    return [(f"dropped: {SAID.get(stage, stage)}", *refined.dropped_by(stage)) for stage in STAGES if stage in refined.dropped]
+    """Returns (what, documents, bytes) of what each stage of refining dropped, and of what it took out of documents that stayed."""
+    rows = []
+    for stage in STAGES:
+        if stage in refined.dropped:
+            rows.append((f"dropped: {SAID.get(stage, stage)}", *refined.dropped_by(stage)))
+        if taken_out := refined.taken_out_by(stage):
+            rows.append((f"taken out of what stays: {stage}", 0, taken_out))
+    return rows
 
 
 def write(folder: pathlib.Path, report: dict[str, Any]) -> None:

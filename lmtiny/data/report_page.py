@@ -60,14 +60,19 @@ def _stages(report: Mapping[str, Any]) -> str:
 
 def _reasons(report: Mapping[str, Any]) -> str:
     rows = [
-        (stage, source, reason, f"{documents:,}", console.human(num_bytes, "B"))
+        (stage, source, reason, f"{documents:,}", f"{num_bytes:,}")
         for stage, sources in report["dropped"].items()
         for source, reasons in sources.items()
         for reason, (documents, num_bytes) in sorted(reasons.items(), key=lambda item: -item[1][0])
     ]
-    text = "<h2>Dropped, by reason</h2>\n" + _table(("stage", "source", "reason", "documents", "size"), rows)
-    if changed := [(stage, source, f"{count:,}") for stage, sources in report["changed"].items() for source, (count,) in sources.items()]:
-        text += "<h2>Altered by cleaning</h2>\n" + _table(("step", "source", "documents"), changed)
+    text = "<h2>Dropped, by reason</h2>\n" + _table(("stage", "source", "reason", "documents", "bytes"), rows)
+    changed = [
+        (stage, source, f"{documents:,}", *(f"{num_bytes:,}" for num_bytes in taken_out))  # none in a report of before
+        for stage, sources in report["changed"].items()
+        for source, (documents, *taken_out) in sources.items()
+    ]
+    if changed:
+        text += "<h2>Altered by cleaning and filters</h2>\n" + _table(("stage", "source", "documents", "bytes taken out"), changed)
     return text
 
 

@@ -67,7 +67,7 @@ def check(plan: Plan) -> None:
 
 def folder_of(units: list[Unit], plan: Plan, folder: pathlib.Path) -> pathlib.Path:
     """Returns the folder below `folder` in which `refine` works: another one for other units or another plan."""
-    return folder / f"refined-{digest(plan.depends_on(), [(unit.fingerprint, unit.held_out) for unit in units])[:16]}"
+    return folder / f"refined-{digest(tally.FORMAT, plan.depends_on(), [(unit.fingerprint, unit.held_out) for unit in units])[:16]}"
 
 
 def counts(units: list[Unit], plan: Plan, folder: pathlib.Path) -> tally.Tally:

@@ -67,29 +67,39 @@ class BySource(PipelineStep):
         for source, documents in itertools.groupby(data, key=lambda document: str(document.metadata["source"])):
             if source not in made:
                 pairs = self.blocks_of(source, rank)
-                made[source] = [block for stage, own in pairs for block in (own, Counted(stage, self.tally)) if block]
+                made[source] = [Counted(stage, self.tally, own) for stage, own in pairs]
             for block in made[source]:
                 documents = block.run(documents, rank, world_size)
             yield from documents
 
 
 class Counted(PipelineStep):
-    """Counts the documents that leave the stage before it."""
+    """Counts the documents that leave the block, and those that it alters; without a block, those that leave the one before."""
 
     name, type = "counted", "STATS"
 
-    def __init__(self, stage: str, tally: Tally) -> None:
+    def __init__(self, stage: str, tally: Tally, block: PipelineStep | None = None) -> None:
         super().__init__()
-        self.stage, self.tally = stage, tally
+        self.stage, self.tally, self.block = stage, tally, block
+        self.before = ""
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
+        for document in self.block.run(self._noted(data), rank, world_size) if self.block else data:
+            source = document.metadata["source"]
+            if self.block and document.text != self.before:
+                self.tally.change(self.stage, source, self.before, document.text)
+            self.tally.passed(self.stage, source, len(document.text.encode()))
+            yield document
+
+    def _noted(self, data: Documents) -> Documents:
+        """Yields the documents; the text of the last is kept, since a block takes one, yields or drops it, and takes the next."""
         for document in data:
-            self.tally.passed(self.stage, document.metadata["source"], len(document.text.encode()))
+            self.before = document.text
             yield document
 
 
 class Clean(PipelineStep):
-    """Gives each text to `change`, counts those that it alters, and drops those of which nothing is left."""
+    """Gives each text to `change`, and drops those of which nothing is left."""
 
     type = "CLEANING"
 
@@ -101,14 +111,11 @@ class Clean(PipelineStep):
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
         for document in data:
             text = clean(self.change(document.text))
-            source = document.metadata["source"]
-            if text != document.text:
-                self.tally.change(self.stage, source)
             if text:
                 document.text = text
                 yield document
             else:
-                self.tally.drop(self.stage, source, "nothing left", document.id, document.text)
+                self.tally.drop(self.stage, document.metadata["source"], "nothing left", document.id, document.text)
 
 
 class Dropped:

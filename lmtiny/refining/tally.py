@@ -13,6 +13,7 @@ SAMPLE_CHARACTERS = 1200  # of each
 LENGTH_BINS = 32  # of documents by length: bin b holds those of 2^b bytes up to 2^(b+1)
 SCORE_BINS = 20  # of the quality score, 0 to 1
 KEPT = "kept"
+FORMAT = 2  # of a tally in a file: raise it when it is another, so that an unfinished preparation counts anew
 
 
 class Tally:
@@ -21,7 +22,7 @@ class Tally:
     def __init__(self) -> None:
         self.flow: dict[str, dict[str, list[int]]] = {}  # stage -> source -> [documents, bytes] that left it
         self.dropped: dict[str, dict[str, dict[str, list[int]]]] = {}  # stage -> source -> reason -> [documents, bytes]
-        self.changed: dict[str, dict[str, int]] = {}  # stage -> source -> documents that it altered
+        self.changed: dict[str, dict[str, list[int]]] = {}  # stage -> source -> [documents altered, bytes that this took out of them]
         self.lengths: dict[str, list[int]] = {}  # source -> documents by length, those that stayed
         self.scores: dict[str, list[int]] = {}  # source -> documents by quality score
         self.evaluation: dict[str, list[int]] = {}  # evaluation set -> items [read, too short to be found]
@@ -37,10 +38,10 @@ class Tally:
         _add(reasons.setdefault(reason, [0, 0]), (1, len(text.encode())))
         self._sample(f"{source}\t{stage}\t{reason}", identity, text, note)
 
-    def change(self, stage: str, source: str) -> None:
-        """Counts a document that `stage` alters."""
-        sources = self.changed.setdefault(stage, {})
-        sources[source] = sources.get(source, 0) + 1
+    def change(self, stage: str, source: str, before: str, after: str) -> None:
+        """Counts a document that `stage` alters and lets stay."""
+        taken_out = len(before.encode()) - len(after.encode())
+        _add(self.changed.setdefault(stage, {}).setdefault(source, [0, 0]), (1, taken_out))
 
     def score(self, source: str, score: float) -> None:
         """Counts a document's quality score, 0 to 1."""
@@ -64,6 +65,10 @@ class Tally:
         """Returns documents and bytes that the stage dropped, over all sources and reasons."""
         counts = [count for reasons in self.dropped.get(stage, {}).values() for count in reasons.values()]
         return sum(documents for documents, _ in counts), sum(num_bytes for _, num_bytes in counts)
+
+    def taken_out_by(self, stage: str) -> int:
+        """Returns the bytes that the stage took out of documents that stayed; below 0 where it made them longer."""
+        return sum(num_bytes for _, num_bytes in self.changed.get(stage, {}).values())
 
     def _sample(self, key: str, identity: str, text: str, note: str) -> None:
         order = hashlib.blake2b(text[:SAMPLE_CHARACTERS].encode(), digest_size=8).hexdigest()
@@ -89,7 +94,8 @@ def load(paths: Iterable[pathlib.Path]) -> Tally:
                 for reason, counts in reasons.items():
                     _add(total.dropped.setdefault(stage, {}).setdefault(source, {}).setdefault(reason, [0, 0]), counts)
         for stage, sources in one["changed"].items():
-            total.changed[stage] = dict(collections.Counter(total.changed.get(stage, {})) + collections.Counter(sources))
+            for source, counts in sources.items():
+                _add(total.changed.setdefault(stage, {}).setdefault(source, [0, 0]), counts)
         for mine, theirs in ((total.lengths, one["lengths"]), (total.scores, one["scores"]), (total.evaluation, one["evaluation"])):
             for source, counts in theirs.items():
                 _add(mine.setdefault(source, [0] * len(counts)), counts)

@@ -138,6 +138,27 @@ def test_the_terminal_tells_what_every_stage_dropped_and_it_adds_up(config_of, t
     assert [documents for documents, _ in rows.values()] == [8, 1, 1, 1, 1, 1, 1]
 
 
+def test_lines_taken_out_of_documents_that_stay_are_counted(config_of, tmp_path, capsys) -> None:
+    pytest.importorskip("datatrove", reason="needs the extra corpus: pip install 'lmtiny[corpus]'")
+    texts = [prose(seed, 24).replace("\n\n", "\n").replace("[]", "") for seed in range(15)]  # c4 takes [] for a citation
+    taken_out = "\nA line without an end\nWe use cookies, says our cookie policy."
+    bad = [f"<{HOSTILE}>", "wrapped " * 3, *(text + taken_out for text in texts[12:]), "Short."]
+    for name, of in (("a", [*texts[:6], *bad]), ("b", [*texts[6:12], texts[0] + taken_out, "\u2026"])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in of))
+    prepared = prepare(config_of(**{"corpus.path": str(tmp_path / "*.jsonl"), "corpus.filters": ("c4",), "corpus.near_duplicate": 2.0}))
+    found = json.loads((prepared.folder / report.JSON).read_bytes())
+    assert found["changed"] == {"c4": {"a.jsonl": [3, 3 * len(taken_out)], "b.jsonl": [1, len(taken_out)]}}
+    read, filtered = (step["sources"] for step in found["stages"][:2])
+    for source, (_, changed) in found["changed"]["c4"].items():
+        dropped = sum(size for _, size in found["dropped"]["c4"][source].values())
+        assert read[source][1] == filtered[source][1] + dropped + changed
+    page = Page((prepared.folder / report.PAGE).read_text())
+    assert {"Altered by cleaning and filters", "bytes taken out", str(3 * len(taken_out))} <= set(page.texts)
+    rows = said(capsys.readouterr().out)
+    assert rows["taken out of what stays: c4"] == (0, 4 * len(taken_out)) and rows["dropped: duplicates"][0] == 1
+    assert rows.pop("read") == tuple(sum(column) for column in zip(*rows.values(), strict=True))
+
+
 def test_the_sum_of_tallies_does_not_depend_on_who_counted(tmp_path) -> None:
     def counted(numbers) -> Tally:
         one = Tally()
@@ -149,7 +170,7 @@ def test_the_sum_of_tallies_does_not_depend_on_who_counted(tmp_path) -> None:
                 one.keep(source, f"id{number}", text)
             else:
                 one.drop("filter", source, f"reason{number % 5}", f"id{number}", text)
-                one.change("unicode", source)
+                one.change("unicode", source, text, text[1:])
         return one
 
     for place, numbers in enumerate((range(30), range(17), range(17, 30))):
