@@ -154,6 +154,8 @@ def test_lines_taken_out_of_documents_that_stay_are_counted(config_of, tmp_path,
         assert read[source][1] == filtered[source][1] + dropped + changed
     page = Page((prepared.folder / report.PAGE).read_text())
     assert {"Altered by cleaning and filters", "bytes taken out", str(3 * len(taken_out))} <= set(page.texts)
+    before = {**found, "changed": {"unicode": {"a.jsonl": [1]}}}  # as reports were, which a preparation used again may have
+    assert "Altered by cleaning and filters" in report.report_page.page(before)
     rows = said(capsys.readouterr().out)
     assert rows["taken out of what stays: c4"] == (0, 4 * len(taken_out)) and rows["dropped: duplicates"][0] == 1
     assert rows.pop("read") == tuple(sum(column) for column in zip(*rows.values(), strict=True))
