@@ -66,12 +66,40 @@ def _matches(part: str, knob: str) -> list[str]:
     if os.path.exists(part):
         return [part]
     pattern = os.path.expanduser(part)
-    if "**" in pattern:  # for which glob passes over folders that it cannot read
-        for root in glob.glob(pattern.partition("**")[0] or "."):
-            _inside(pathlib.Path(root).absolute())
+    _look_where(pattern)
     if matches := sorted(glob.glob(pattern, recursive=True)):
         return matches
     raise UserError(f"{knob}: nothing matches {part!r} (seen from {os.getcwd()}); name a folder, a file or a glob of files")
+
+
+def _look_where(pattern: str) -> None:
+    """Raises OSError of the first folder that glob would look into for the pattern, and that it would pass over as it cannot be read.
+
+    It looks no further than the pattern leads: everywhere below a folder for `**` alone.
+    """
+    folders = [os.getcwd()]
+    for part in pathlib.PurePath(pattern).parts:
+        for folder in folders:
+            if part == "**":
+                _inside(pathlib.Path(folder))
+            elif glob.has_magic(part):
+                os.scandir(folder).close()
+            else:
+                _look_for(part, folder)
+        if part == "**":
+            return
+        found = [os.path.join(folder, match) for folder in folders for match in sorted(glob.glob(part, root_dir=folder))]
+        folders = [match for match in found if os.path.isdir(match)]
+
+
+def _look_for(name: str, folder: str) -> None:
+    """Raises PermissionError of the folder where it does not even tell whether the name is in it."""
+    try:
+        os.lstat(os.path.join(folder, name))
+    except PermissionError as error:
+        raise PermissionError(error.errno, error.strerror, folder) from None
+    except (OSError, ValueError):  # there is none, or can be none, such as one that is too long
+        return
 
 
 def refusal(file: pathlib.Path, knob: str, extensions: tuple[str, ...]) -> UserError:

@@ -256,6 +256,41 @@ def test_a_folder_that_cannot_be_read_is_refused(folder: pathlib.Path, monkeypat
             units_of(path)
 
 
+def test_a_folder_that_a_glob_has_to_look_into_is_refused(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open", "locked", "empty"):
+        (tmp_path / "in" / name / "deep").mkdir(parents=True)
+        if name != "empty":
+            (tmp_path / "in" / name / "a.txt").write_text("a text")
+            (tmp_path / "in" / name / "deep" / "b.txt").write_text("b text")
+    looked_into = []
+
+    def denying(name: str, asked: Any) -> Any:
+        def denied(path: Any, *more: Any, **named: Any) -> Any:
+            whole = pathlib.Path(os.path.abspath(path))
+            needed = [*whole.parents, *([whole] if name == "scandir" else [])]
+            if any(folder.name == "locked" for folder in needed):
+                raise PermissionError(13, "Permission denied", str(path))
+            looked_into.extend([needed[-1].name] if name == "scandir" else [])
+            return asked(path, *more, **named)
+
+        return denied
+
+    for name in ("scandir", "stat", "lstat"):  # not by chmod: root may read all
+        monkeypatch.setattr(os, name, denying(name, getattr(os, name)))
+    monkeypatch.chdir(tmp_path)
+    globs = ["in/*/*.txt", "in/*/a.txt", "in/*/deep/*.txt", "in/*/*/b.txt", "in/l*/*.txt", "*/locked/*.txt", "in/locked/**/*.txt"]
+    for path in (*globs, tmp_path / "in" / "*" / "a.txt", "in/locked/a.txt", "in/locked/deep/b.txt", "in/open/a.txt,in/locked/a.txt"):
+        with pytest.raises(UserError, match=r"in/locked: cannot be read \(Permission denied\); leave it out of corpus.path or change its"):
+            units_of(path)
+    assert texts("in/o*/*.txt") == texts("in/open/a.txt") == ["a text"]
+    with pytest.raises(UserError, match="nothing matches 'in/locked.txt'"):
+        units_of("in/locked.txt")
+    looked_into.clear()
+    with pytest.raises(UserError, match=r"nothing matches '\*/x.txt'"):
+        units_of("*/x.txt")
+    assert set(looked_into) == {tmp_path.name}  # and nothing below it
+
+
 def test_endings_in_capitals_are_those_in_small_letters(tmp_path: pathlib.Path) -> None:
     (tmp_path / "A.TXT").write_text("a text")
     (tmp_path / "B.JSONL").write_text('{"text": "a line"}\n')
