@@ -90,7 +90,7 @@ SOURCE = (
     Knob("weight", float, None, "", "its share of the tokens that are trained on is this over the sum of all; no source has one: by their sizes", weight),
     Knob("text_key", str, "text", "", "the field of a record that holds the text"),
     Knob("cut", str, "sections", "", ".txt: documents of about corpus.section_bytes; whole files; paragraphs; each line; chapters", one_of("sections", "file", "blank lines", "lines", "chapters")),
-    Knob("validation", str, "", "", "files: a glob of those held out; tfds: the split held out; empty: documents chosen by hash (hf: the last shard)"),
+    Knob("validation", str, "", "", "files: those held out, as corpus.validation_path says it; tfds: the split held out; empty: documents chosen by hash (hf: the last shard)"),
     Knob("subset", str, "", "", "hf: a folder or a glob of the dataset's shards, empty: all; tfds: the split to train on, empty: train"),
     Knob("revision", str, "main", "", "hf: branch, tag or commit of the dataset"),
     Knob("shards", int, 0, "shards", "hf: the first so many, beside the one held out; 0: all", at_least(0)),
@@ -106,7 +106,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
     "corpus": (
         Knob("kind", str, "builtin", "", "builtin: English found in the Python installation; files: your own text; sources: those of `sources`", one_of("builtin", "files", "sources")),
         Knob("path", str, "", "", "files: a folder, a file or a glob of .txt[.gz|.zst], .jsonl[.gz|.zst] or .parquet; several separated by commas"),
-        Knob("validation_path", str, "", "", "files: those of `path` that are held out for validation (a glob); empty: documents chosen by hash"),
+        Knob("validation_path", str, "", "", "files: those held out for validation, a file, a folder or a glob; several separated by commas, each as seen from here, or else those of `path` that end in it; empty: documents chosen by hash"),
         Knob("text_key", str, "text", "", "files: the field of a .jsonl or .parquet record that holds the text"),
         Knob("sources", tuple, (), "", "sources: a list of objects, one a source, with the keys below (docs/corpus.md)", keys=SOURCE),
         Knob("download_dir", str, "downloads", "", "sources: folder that shards are downloaded to, and found in again"),

@@ -3,6 +3,8 @@
 import glob
 import os
 import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lmtiny.console import counted, say
 from lmtiny.errors import UserError
@@ -43,13 +45,10 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
     """
     found: set[pathlib.Path] = set()
     others: set[pathlib.Path] = set()
-    for part in [path] if os.path.exists(path) else [part.strip() for part in path.split(",") if part.strip()]:
-        try:
+    for part in [path] if os.path.exists(path) else _parts(path):
+        with _told(knob):
             inside = [file for match in _matches(part, knob) for file in _inside(pathlib.Path(match).absolute())]
             supported = [file for file in inside if extension(file, extensions) and file.is_file()]
-        except OSError as error:
-            remedy = f"leave it out of {knob} or change its permissions"
-            raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {remedy}") from None
         if not supported and inside:
             raise refusal(inside[0], knob, extensions)
         if not supported:
@@ -59,6 +58,20 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
     if not found:
         raise UserError(f"{knob} = {path!r} names no file")
     return sorted(found), sorted(others - found)
+
+
+def _parts(path: str) -> list[str]:
+    return [part.strip() for part in path.split(",") if part.strip()]
+
+
+@contextmanager
+def _told(knob: str) -> Iterator[None]:
+    """Turns an OSError into the UserError that names the folder or file, and what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        remedy = f"leave it out of {knob} or change its permissions"
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {remedy}") from None
 
 
 def _matches(part: str, knob: str) -> list[str]:
@@ -129,12 +142,26 @@ def _hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def held_out_of(files: list[pathlib.Path], pattern: str, knob: str) -> set[pathlib.Path]:
-    """Returns the files of the glob: as seen from here, or else, like a .gitignore's, those of the corpus whose path ends in it."""
-    if os.path.exists(pattern) or "," in pattern or glob.glob(os.path.expanduser(pattern), recursive=True):
-        return set(find(pattern, knob))
-    matching = {file for file in files if file.match(pattern)}
-    if not matching:
-        here = f"neither from {os.getcwd()} nor among the {len(files)} files"
-        raise UserError(f"{knob}: nothing matches {pattern!r}, {here}")
-    return matching
+def held_out_of(files: list[pathlib.Path], path: str, knob: str) -> set[pathlib.Path]:
+    """Returns the files that a path, a glob or several with commas between them hold out, each looked for by itself.
+
+    It names files as seen from here, or else, like a line of a .gitignore, those of the corpus whose path ends in it.
+
+    Raises:
+      UserError: one matches nothing, or what `find` refuses.
+    """
+    from_here: list[str] = []
+    found: set[pathlib.Path] = set()
+    whole = os.path.exists(path) or any(file.match(path) for file in files)  # a comma in it is a part of a name
+    for part in [path] if whole else _parts(path):
+        if os.path.exists(part) or glob.glob(os.path.expanduser(part), recursive=True):
+            from_here.append(part)
+        elif matching := {file for file in files if file.match(part)}:
+            found |= matching
+        else:
+            with _told(knob):
+                _look_where(os.path.expanduser(part))
+            raise UserError(f"{knob}: nothing matches {part!r}, neither from {os.getcwd()} nor among the {len(files)} files")
+    if from_here or not found:
+        found |= set(find(",".join(from_here) or path, knob))
+    return found

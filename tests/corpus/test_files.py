@@ -352,3 +352,32 @@ def test_validation_files(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch)
         held_out("z.txt")
     with pytest.raises(UserError, match="holds out all 3 files"):
         held_out(folder)
+
+
+def test_each_name_of_a_list_of_validation_files_is_found_by_itself(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held_out(pattern: Any) -> list[str]:
+        return [unit.name for unit in units_of(folder, validation_path=str(pattern)) if unit.held_out]
+
+    assert held_out("b.txt,c.jsonl") == held_out(f" {folder / 'b.txt'} , deep/*,") == ["b.txt@0", "deep/c.jsonl@0"]
+    monkeypatch.chdir(folder / "deep")
+    assert held_out("c.jsonl, a.*") == ["a.txt@0", "deep/c.jsonl@0"]
+    (folder / "Poe, Edgar.txt").write_text("a comma")
+    assert held_out("Poe, Edgar.txt") == ["Poe, Edgar.txt@0"]
+    with pytest.raises(UserError, match="validation_path: nothing matches 'z.txt', neither from .* nor among the 4 files"):
+        held_out("b.txt,z.txt")
+    with pytest.raises(UserError, match="validation_path = ',' names no file"):
+        held_out(",")
+
+
+def test_a_validation_file_in_a_folder_that_cannot_be_read(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lstat = os.lstat
+
+    def denied(path: Any, **named: Any) -> Any:
+        if pathlib.Path(path).name == "d.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return lstat(path, **named)
+
+    monkeypatch.setattr(os, "lstat", denied)
+    with pytest.raises(UserError, match=r"no: cannot be read \(Permission denied\); leave it out of corpus.validation_path or change its"):
+        (folder / "no").mkdir()
+        units_of(folder, validation_path=str(folder / "no" / "d.txt"))
