@@ -5,11 +5,11 @@ import re
 import ml_collections
 
 from lmtiny.corpus import builtin, files, sources
-from lmtiny.corpus.documents import Document, Unit, content_hash, digest
+from lmtiny.corpus.documents import Document, Unit, check, content_hash, digest
 from lmtiny.corpus.near_duplicates import Index
 from lmtiny.corpus.split import Side, choose, in_two
 
-__all__ = ["Document", "Index", "Side", "Unit", "choose", "content_hash", "digest", "in_two", "name", "units"]
+__all__ = ["Document", "Index", "Side", "Unit", "check", "choose", "content_hash", "digest", "in_two", "name", "units"]
 
 
 def units(config: ml_collections.ConfigDict) -> list[Unit]:

@@ -5,6 +5,7 @@ file does, and the end of the text would be missing.
 """
 
 import gzip
+import importlib.util
 import io
 import pathlib
 import zlib
@@ -22,6 +23,17 @@ def compression(file: pathlib.PurePath) -> str:
     """Returns which of ENDINGS the file has, in small letters or capitals; "" for none."""
     ending = file.suffix.lower()
     return ending if ending in ENDINGS else ""
+
+
+def missing(file: pathlib.PurePath) -> str:
+    """Returns the line that says what is not installed and the file is read by, or ""; opens nothing, imports nothing."""
+    by_pyarrow = file.suffix.lower() in (".parquet", ".zst")
+    return needs_pyarrow(file) if by_pyarrow and importlib.util.find_spec("pyarrow") is None else ""
+
+
+def needs_pyarrow(file: pathlib.PurePath) -> str:
+    """Returns the line that says so."""
+    return f"{file}: reading {file.suffix.lower()} needs pyarrow: pip install 'lmtiny[parquet]'"
 
 
 @contextmanager
@@ -49,5 +61,5 @@ def _zstandard(file: pathlib.Path, _mode: str) -> IO[bytes]:
     try:
         import pyarrow
     except ImportError:
-        raise UserError(f"{file}: reading .zst needs pyarrow: pip install 'lmtiny[parquet]'") from None
+        raise UserError(needs_pyarrow(file)) from None
     return io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd"), BUFFER_BYTES)

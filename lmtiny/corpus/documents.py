@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypedDict
 
+from lmtiny.errors import UserError
+
 READER_VERSION = 2  # goes into every fingerprint: raise it when the same bytes give other documents
 
 
@@ -23,7 +25,8 @@ class Unit:
 
     `fingerprint` (hex) changes when its documents may have changed; `read` is picklable and yields cleaned, non-empty
     documents in a fixed order; `held_out` units go to validation as a whole; `num_bytes` is the size of what is read;
-    `source` is the name of the listed source it belongs to, "" where the config lists none.
+    `source` is the name of the listed source it belongs to, "" where the config lists none; `missing` is the line that
+    `read` would end with as a library is not installed, "" where none is missing.
     """
 
     name: str
@@ -32,6 +35,14 @@ class Unit:
     read: Callable[[], Iterator[Document]]
     held_out: bool = False
     source: str = ""
+    missing: str = ""
+
+
+def check(units: Iterable[Unit]) -> None:
+    """Raises UserError of the first unit that needs a library which is not installed; reads none."""
+    for unit in units:
+        if unit.missing:
+            raise UserError(unit.missing)
 
 
 # C0 and C1 control characters but tab and newline, the byte order mark, and lone surrogates (a JSON escape may hold one).

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lmtiny.console import warn
-from lmtiny.corpus.compressed import compression, opened
+from lmtiny.corpus.compressed import compression, missing, needs_pyarrow, opened
 from lmtiny.corpus.cut import chapters, lines, paragraphs
 from lmtiny.corpus.documents import Document, Unit, clean, cleaned, digest, sections
 from lmtiny.corpus.fingerprint import of_file
@@ -78,7 +78,8 @@ def units_of(files: list[pathlib.Path], held_out: set[pathlib.Path], root: pathl
         for start in range(0, size, step or 1):
             end = min(start + step, size)
             own = functools.partial(read, file, name, start, end)
-            found.append(Unit(f"{name}@{start}", digest(name, fingerprint, start, end, option), end - start, own, file in held_out))
+            of_range = digest(name, fingerprint, start, end, option)
+            found.append(Unit(f"{name}@{start}", of_range, end - start, own, file in held_out, missing=missing(file)))
     return found
 
 
@@ -189,7 +190,7 @@ def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{file}: reading .parquet needs pyarrow: pip install 'lmtiny[parquet]'") from None
+        raise UserError(needs_pyarrow(file)) from None
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             if text_key not in table.schema_arrow.names:

@@ -98,7 +98,8 @@ def _units(source: dict[str, Any], corpus: ml_collections.ConfigDict) -> list[Un
 
 def _labelled(source: str, unit: Unit) -> Unit:
     read = functools.partial(_read_labelled, source, unit.read)
-    return Unit(f"{source}/{unit.name}", digest(source, unit.fingerprint), unit.num_bytes, read, unit.held_out, source)
+    missing = unit.missing and f"source {source}: {unit.missing}"
+    return Unit(f"{source}/{unit.name}", digest(source, unit.fingerprint), unit.num_bytes, read, unit.held_out, source, missing)
 
 
 def _read_labelled(source: str, read: Callable[[], Iterator[Document]]) -> Iterator[Document]:

@@ -44,6 +44,7 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
         return _used_again(found, config)
     refining.check(refining.plan_of(config))
+    corpus.check(units)  # not before: what is finished is used without the libraries that it was made with
     made = not folder.exists()
     try:
         with files.locked(folder, lambda: console.say(f"{folder} is being prepared by another process; waiting for it")):

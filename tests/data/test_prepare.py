@@ -442,6 +442,31 @@ def test_a_start_that_is_refused_leaves_no_folder(config_of, tmp_path) -> None:
     assert (tmp_path / "mine").exists()
 
 
+def test_a_missing_library_is_told_before_anything_is_read(config_of, corpus_folder, tmp_path, monkeypatch) -> None:
+    texts, made = tmp_path / "texts", tmp_path / "prepared"
+    shutil.copytree(corpus_folder, texts)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("lmtiny.data.stages.read", lambda *_: pytest.fail("has begun to read"))
+    listed = {"corpus.path": "", "corpus.kind": "sources", "corpus.sources": [{"name": "mine", "path": str(texts)}]}
+    for name in ("z.parquet", "z.jsonl.zst"):
+        (texts / name).write_bytes(b"x")
+        line = rf"{texts}/{name}: reading {pathlib.Path(name).suffix} needs pyarrow: pip install 'lmtiny\[parquet\]'$"
+        for knobs, start in (({"corpus.path": str(texts)}, "^"), (listed, "^source mine: ")):
+            with pytest.raises(UserError, match=start + line):
+                prepare(config_of(**knobs))
+        (texts / name).unlink()
+    assert not made.exists()
+
+
+def test_what_is_finished_is_used_without_the_library_that_it_was_made_with(config_of, corpus_folder, tmp_path, monkeypatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    texts = shutil.copytree(corpus_folder, tmp_path / "texts")
+    (texts / "z.txt.zst").write_bytes(pyarrow.compress(b"A text.", "zstd", asbytes=True))
+    made = prepare(config_of(**{"corpus.path": str(texts)}))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert prepare(config_of(**{"corpus.path": str(texts)})).digest == made.digest
+
+
 def test_a_large_vocabulary_takes_four_bytes() -> None:
     assert stages.token_dtype(65536) == np.dtype("<u2") and stages.token_dtype(65537) == np.dtype("<u4")
 
