@@ -26,6 +26,7 @@ Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
 Facts: TypeAlias = list[np.ndarray]  # for each unit, stages.FACTS of its documents
 TEXT = "text of the corpus"  # what depends on settings too, so that it is told last
 PREPARED = pathlib.Path("prepared")  # where data.dir names no other folder
+FEW_BYTES = 4000  # of validation text, about 1,000 tokens: over less, a loss is much of it chance
 WORK = "parts"  # folder of the unfinished, inside the prepared one
 
 
@@ -192,6 +193,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         sides = _sides(run, documents, facts, held_out, config, work)
         key = digest([path.name for path in sides])[:16]
         _say_split(facts, sides, refined)
+        _warn_of_little(facts, sides, config)
         tokenizer_folder = work / f"tokenizer-{digest(key, depends_on)[:16]}"
         learning.tokenizer_for(config, given, documents, facts, sides, mixed, tokenizer_folder)
         known = tokenizer.load(tokenizer_folder)
@@ -291,6 +293,17 @@ def _say_split(facts: Facts, sides: Paths, refined: refining.Tally | None) -> No
             "nothing is left to train on: every training document is a near-duplicate of a held-out one;"
             " raise --config.corpus.near_duplicate (above 1: never) or give more varied text"
         )
+
+
+def _warn_of_little(facts: Facts, sides: Paths, config: Config) -> None:
+    """Warns of a validation side that is next to nothing, before the work that it would spoil."""
+    held_out = [one["bytes"][np.load(path) == Side.VALIDATION] for one, path in zip(facts, sides, strict=True)]
+    if (num_bytes := sum(int(sizes.sum()) for sizes in held_out)) < FEW_BYTES:
+        amount = f"{console.counted(num_bytes, 'byte')} in {console.counted(sum(map(len, held_out)), 'document')}"
+        named = "a source's validation" if config.corpus.kind == "sources" else "corpus.validation_path"
+        remedy = f"hold out {FEW_BYTES:,} or more with {named} or a larger corpus.validation_fraction"
+        console.warn(f"only {amount} held out for validation: a loss over so little text says next to nothing; {remedy}")
+
 
 
 def _encode(run: pool.Run, documents: Paths, facts: Facts, sides: Paths, folder: pathlib.Path, key: str, work: pathlib.Path) -> Paths:

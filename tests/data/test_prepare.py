@@ -381,6 +381,22 @@ def test_one_short_file_is_enough(config_of, tmp_path, capsys) -> None:
     assert len(kept) == 2 and "\n".join(kept) == text
 
 
+def test_next_to_nothing_to_validate_with_is_warned_of(config_of, tmp_path, corpus_folder, capsys) -> None:
+    prepare(config_of("enough"))
+    assert capsys.readouterr().err == ""
+    (tmp_path / "held.txt").write_text("Forty-eight bytes are not much to validate with.")
+    held = {"path": str(corpus_folder), "validation": str(tmp_path / "held.txt")}
+    ways = {
+        "corpus.validation_path": {"corpus.validation_path": held["validation"]},
+        "a source's validation": {"corpus.path": "", "corpus.kind": "sources", "corpus.sources": [held]},
+    }
+    for number, (way, knobs) in enumerate(ways.items()):
+        prepare(config_of(f"few{number}", **knobs))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("lmtiny: warning: only 48 bytes in 1 document held out for validation: ")
+        assert line.endswith(f"; hold out 4,000 or more with {way} or a larger corpus.validation_fraction")
+
+
 def test_text_that_only_repeats_itself_is_refused_in_words(config_of, tmp_path) -> None:
     (tmp_path / "a.txt").write_text("the same words again and again. " * 1000)
     with pytest.raises(UserError, match="nothing is left to train on.*near_duplicate"):
