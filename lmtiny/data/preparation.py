@@ -305,7 +305,6 @@ def _warn_of_little(facts: Facts, sides: Paths, config: Config) -> None:
         console.warn(f"only {amount} held out for validation: a loss over so little text says next to nothing; {remedy}")
 
 
-
 def _encode(run: pool.Run, documents: Paths, facts: Facts, sides: Paths, folder: pathlib.Path, key: str, work: pathlib.Path) -> Paths:
     paths = [work / f"tokens-{path.stem.removeprefix('documents-')}-{key}.npy" for path in documents]
     todo = [number for number, path in enumerate(paths) if not path.exists()]

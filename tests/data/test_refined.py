@@ -23,7 +23,9 @@ def test_the_settings_decide_the_shards_and_only_where_they_are_on(config_of) ->
 
     plain = depends_on()
     assert not [name for name in plain if "refining" in name or "filters" in name]
-    assert depends_on(**{"corpus.quality_threshold": 0.9, "corpus.minhash_buckets": 3, "corpus.executor": "ray"}) == plain
+    assert depends_on(**{"corpus.executor": "ray"}) == plain
+    with pytest.raises(UserError, match="does nothing while corpus.deduplicate = False"):
+        depends_on(**{"corpus.minhash_buckets": 3})
     on = depends_on(**KNOBS)
     assert on != plain and depends_on(**KNOBS, **{"corpus.executor": "ray"}) == on
     for knob, value in (("corpus.cleaning", ("unicode",)), ("corpus.minhash_buckets", 3), ("corpus.language", "en")):
