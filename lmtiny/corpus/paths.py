@@ -29,7 +29,7 @@ def find(path: str, knob: str) -> list[pathlib.Path]:
     if not found:
         raise UserError(f"{knob} = {path!r}: {'the file is' if len(supported) == 1 else f'all {len(supported)} files are'} empty")
     if left_out := sorted({*others, *supported} - {*found}):
-        told = [f"{file.name} (empty)" if file in supported else file.name for file in left_out[:NAMED]]
+        told = [f"{file.name}{' (empty)' if file in supported else _why(file)}" for file in left_out[:NAMED]]
         more = f" and {len(left_out) - NAMED:,} more" if len(left_out) > NAMED else ""
         say(f"{path}: {counted(len(left_out), 'file')} left out: {', '.join(told)}{more}")
     return found
@@ -58,6 +58,11 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
     if not found:
         raise UserError(f"{knob} = {path!r} names no file")
     return sorted(found), sorted(others - found)
+
+
+def _why(file: pathlib.Path) -> str:
+    """Returns why a file that is not empty is left out, where its name does not say it."""
+    return " (a link to nothing)" if not file.exists() else " (a link to a folder)" if file.is_dir() else ""
 
 
 def _parts(path: str) -> list[str]:

@@ -230,14 +230,14 @@ def test_what_is_left_out_of_a_folder_is_named(folder: pathlib.Path, capsys: pyt
     (folder / "nowhere.txt").symlink_to(folder / "nothing")
     (folder / "elsewhere").symlink_to(folder / "deep")
     units_of(folder)
-    left_out = "5 files left out: NOTES.MD, elsewhere, empty.txt (empty), ignored.md, nowhere.txt"
+    left_out = "5 files left out: NOTES.MD, elsewhere (a link to a folder), empty.txt (empty), ignored.md, nowhere.txt (a link to nothing)"
     assert capsys.readouterr().out == f"{folder}: {left_out}\n"
     for number in range(20):
         (folder / f"x{number:02d}.md").write_text("x")
     units_of(folder)
     assert "25 files left out: NOTES.MD, " in (told := capsys.readouterr().out) and told.endswith(", x02.md and 17 more\n")
     units_of(folder / "*.txt", validation_path="b.txt")
-    assert "2 files left out: empty.txt (empty), nowhere.txt" in capsys.readouterr().out
+    assert "2 files left out: empty.txt (empty), nowhere.txt (a link to nothing)" in capsys.readouterr().out
     units_of(folder / "deep")
     assert capsys.readouterr().out == ""
 
