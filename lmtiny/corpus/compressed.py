@@ -26,13 +26,13 @@ def compression(file: pathlib.PurePath) -> str:
 
 
 def missing(file: pathlib.PurePath) -> str:
-    """Returns the line that says what is not installed and the file is read by, or ""; opens nothing, imports nothing."""
+    """Returns `needs_pyarrow` where that is so and pyarrow is not installed, or ""; opens nothing, imports nothing."""
     by_pyarrow = file.suffix.lower() in (".parquet", ".zst")
     return needs_pyarrow(file) if by_pyarrow and importlib.util.find_spec("pyarrow") is None else ""
 
 
 def needs_pyarrow(file: pathlib.PurePath) -> str:
-    """Returns the line that says so."""
+    """Returns the line that says that pyarrow reads such a file, and how to get it."""
     return f"{file}: reading {file.suffix.lower()} needs pyarrow: pip install 'lmtiny[parquet]'"
 
 

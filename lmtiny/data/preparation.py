@@ -24,7 +24,7 @@ from lmtiny.errors import UserError
 Config: TypeAlias = ml_collections.ConfigDict
 Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
 Facts: TypeAlias = list[np.ndarray]  # for each unit, stages.FACTS of its documents
-TEXT = "text of the corpus"  # what depends on settings too, so that it is told last
+TEXT = "text of the corpus"  # its hash follows from settings too: told where nothing else differs
 PREPARED = pathlib.Path("prepared")  # where data.dir names no other folder
 FEW_BYTES = 4000  # of validation text, about 1,000 tokens: over less, a loss is much of it chance
 WORK = "parts"  # folder of the unfinished, inside the prepared one
