@@ -17,7 +17,7 @@ import numpy as np
 from lmtiny import config as config_module
 from lmtiny import console, corpus, files, refining, tokenizer
 from lmtiny.corpus import Side, Unit, digest
-from lmtiny.data import learning, mixture, parts, pool, publishing, report, shards, stages
+from lmtiny.data import learning, mixture, parts, pool, publishing, report, shards, split_told, stages
 from lmtiny.data.shards import Prepared
 from lmtiny.errors import UserError
 
@@ -26,7 +26,6 @@ Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
 Facts: TypeAlias = list[np.ndarray]  # for each unit, stages.FACTS of its documents
 TEXT = "text of the corpus"  # its hash follows from settings too: told where nothing else differs
 PREPARED = pathlib.Path("prepared")  # where data.dir names no other folder
-FEW_BYTES = 4000  # of validation text, about 1,000 tokens: over less, a loss is much of it chance
 WORK = "parts"  # folder of the unfinished, inside the prepared one
 
 
@@ -192,8 +191,8 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         facts = [np.load(stages.facts_path(path)) for path in documents]
         sides = _sides(run, documents, facts, held_out, config, work)
         key = digest([path.name for path in sides])[:16]
-        _say_split(facts, sides, refined)
-        _warn_of_little(facts, sides, config)
+        split_told.say(facts, sides, refined)
+        split_told.warn_of_little(facts, sides, config)
         tokenizer_folder = work / f"tokenizer-{digest(key, depends_on)[:16]}"
         learning.tokenizer_for(config, given, documents, facts, sides, mixed, tokenizer_folder)
         known = tokenizer.load(tokenizer_folder)
@@ -273,36 +272,6 @@ def _sides(run: pool.Run, documents: Paths, facts: Facts, held_out: list[bool], 
 def _dropped(sides: Paths) -> dict[str, int]:
     counts = sum((np.bincount(np.load(path), minlength=len(Side)) for path in sides), np.zeros(len(Side), np.int64))
     return {"duplicates": int(counts[Side.DUPLICATE]), "near_duplicates": int(counts[Side.NEAR_DUPLICATE])}
-
-
-def _say_split(facts: Facts, sides: Paths, refined: refining.Tally | None) -> None:
-    """Tells documents and bytes by side, and of all that was dropped; raises UserError if nothing is left to train on."""
-    all_sides, sizes = np.concatenate([np.load(path) for path in sides]), np.concatenate([one["bytes"] for one in facts])
-    rows = [
-        (what, int((all_sides == side).sum()), int(sizes[all_sides == side].sum()))
-        for side, what in zip(Side, ("train", "validation", "dropped: duplicates", "dropped: near-duplicates of validation"), strict=True)
-        if side in (Side.TRAIN, Side.VALIDATION) or (all_sides == side).any()
-    ]
-    if refined:  # the rows below `read` add up to it
-        read = [sum(counts) for counts in zip(*refined.flow["read"].values(), strict=True)]
-        rows = [("read", *read), *rows[:2], *report.before_split(refined), *rows[2:]]
-    shown = [(what, f"{documents:,}" if documents else "-", f"{num_bytes:,}") for what, documents, num_bytes in rows]
-    console.say(console.table(("side", "documents", "bytes"), shown))
-    if not (all_sides == Side.TRAIN).any():
-        raise UserError(
-            "nothing is left to train on: every training document is a near-duplicate of a held-out one;"
-            " raise --config.corpus.near_duplicate (above 1: never) or give more varied text"
-        )
-
-
-def _warn_of_little(facts: Facts, sides: Paths, config: Config) -> None:
-    """Warns of a validation side that is next to nothing, before the work that it would spoil."""
-    held_out = [one["bytes"][np.load(path) == Side.VALIDATION] for one, path in zip(facts, sides, strict=True)]
-    if (num_bytes := sum(int(sizes.sum()) for sizes in held_out)) < FEW_BYTES:
-        amount = f"{console.counted(num_bytes, 'byte')} in {console.counted(sum(map(len, held_out)), 'document')}"
-        named = "a source's validation" if config.corpus.kind == "sources" else "corpus.validation_path"
-        remedy = f"hold out {FEW_BYTES:,} or more with {named} or a larger corpus.validation_fraction"
-        console.warn(f"only {amount} held out for validation: a loss over so little text says next to nothing; {remedy}")
 
 
 def _encode(run: pool.Run, documents: Paths, facts: Facts, sides: Paths, folder: pathlib.Path, key: str, work: pathlib.Path) -> Paths:

@@ -1,0 +1,44 @@
+"""What became of the documents, told before they are encoded: a table of the sides and of what was dropped, and a warning."""
+
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from lmtiny import console
+from lmtiny.corpus import Side
+from lmtiny.data import report
+from lmtiny.errors import UserError
+from lmtiny.refining import Tally
+
+FEW_BYTES = 4000  # of validation text, about 1,000 tokens: over less, a loss is much of it chance
+
+
+def say(facts: list[np.ndarray], sides: list[pathlib.Path], refined: Tally | None) -> None:
+    """Tells documents and bytes by side, and of all that was dropped; raises UserError if nothing is left to train on."""
+    all_sides, sizes = np.concatenate([np.load(path) for path in sides]), np.concatenate([one["bytes"] for one in facts])
+    rows = [
+        (what, int((all_sides == side).sum()), int(sizes[all_sides == side].sum()))
+        for side, what in zip(Side, ("train", "validation", "dropped: duplicates", "dropped: near-duplicates of validation"), strict=True)
+        if side in (Side.TRAIN, Side.VALIDATION) or (all_sides == side).any()
+    ]
+    if refined:  # the rows below `read` add up to it
+        read = [sum(counts) for counts in zip(*refined.flow["read"].values(), strict=True)]
+        rows = [("read", *read), *rows[:2], *report.before_split(refined), *rows[2:]]
+    shown = [(what, f"{documents:,}" if documents else "-", f"{num_bytes:,}") for what, documents, num_bytes in rows]
+    console.say(console.table(("side", "documents", "bytes"), shown))
+    if not (all_sides == Side.TRAIN).any():
+        raise UserError(
+            "nothing is left to train on: every training document is a near-duplicate of a held-out one;"
+            " raise --config.corpus.near_duplicate (above 1: never) or give more varied text"
+        )
+
+
+def warn_of_little(facts: list[np.ndarray], sides: list[pathlib.Path], config: ml_collections.ConfigDict) -> None:
+    """Warns of a validation side that is next to nothing, before the work that it would spoil."""
+    held_out = [one["bytes"][np.load(path) == Side.VALIDATION] for one, path in zip(facts, sides, strict=True)]
+    if (num_bytes := sum(int(sizes.sum()) for sizes in held_out)) < FEW_BYTES:
+        amount = f"{console.counted(num_bytes, 'byte')} in {console.counted(sum(map(len, held_out)), 'document')}"
+        named = "a source's validation" if config.corpus.kind == "sources" else "corpus.validation_path"
+        remedy = f"hold out {FEW_BYTES:,} or more with {named} or a larger corpus.validation_fraction"
+        console.warn(f"only {amount} held out for validation: a loss over so little text says next to nothing; {remedy}")
