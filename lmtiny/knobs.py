@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ def weight(value: float) -> str:
 
 
 def any_of(*choices: str) -> Check:
-    return lambda value: "" if set(value) <= set(choices) else f"must be some of {', '.join(choices)} (a list: {list(choices[:2])}), or empty"
+    return lambda value: "" if set(value) <= set(choices) else f"must be some of {', '.join(choices)} (a list: {json.dumps(choices[:2])}), or empty"
 
 
 def anything(_: Any) -> str:

@@ -72,6 +72,7 @@ def test_json_gives_the_config_back(tmp_path):
         ({"corpus.language_threshold": "0.9"}, "language_threshold does nothing while corpus.language = ''; set it, or leave it out"),
         ({"corpus.quality": "weight", "corpus.quality_threshold": "0.9"}, "does nothing while corpus.quality = 'weight'; set it to"),
         ({"corpus.minhash_words": "3", "corpus.minhash_hashes": "4"}, "corpus.minhash_hashes do nothing while corpus.deduplicate = False"),
+        ({"corpus.filters": "c4,fineweb"}, 'fineweb (a list: ["gopher_quality", "gopher_repetition"]), or empty'),
         ({"corpus.decontaminate_words": "5"}, "does nothing while corpus.decontaminate = ''"),
         ({"corpus.slurm_partition": "x"}, "does nothing while corpus.executor = 'local'; set it to 'slurm'"),
         ({"tokenizer.word_share": "0.7"}, "word_share = 0.7 does nothing with tokenizer.kind = 'bpe'; set tokenizer.kind = 'superword'"),
