@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Check = Callable[[Any], str]  # returns what is wrong, or ""
+TEXT_KEY = "text"  # the field that holds the text where none is named
 
 
 def at_least(low: float) -> Check:
@@ -89,7 +90,7 @@ SOURCE = (
     Knob("path", str, "", "", "builtin; a folder, a file or a glob; an fsspec URL (gs://, s3://, hf://); hf:OWNER/DATASET; tfds:NAME", given),
     Knob("name", str, "", "", "what the source is counted and mixed under; empty: made of the path"),
     Knob("weight", float, None, "", "its share of the tokens that are trained on is this over the sum of all; no source has one: by their sizes", weight),
-    Knob("text_key", str, "text", "", "the field of a record that holds the text"),
+    Knob("text_key", str, TEXT_KEY, "", "the field of a record that holds the text"),
     Knob("cut", str, "sections", "", ".txt: documents of about corpus.section_bytes; whole files; paragraphs; each line; chapters", one_of("sections", "file", "blank lines", "lines", "chapters")),
     Knob("validation", str, "", "", "files: those held out, as corpus.validation_path says it; tfds: the split held out; empty: documents chosen by hash (hf: the last shard)"),
     Knob("subset", str, "", "", "hf: a folder or a glob of the dataset's shards, empty: all; tfds: the split to train on, empty: train"),
@@ -108,7 +109,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("kind", str, "builtin", "", "builtin: English found in the Python installation; files: your own text; sources: those of `sources`", one_of("builtin", "files", "sources")),
         Knob("path", str, "", "", "files: a folder, a file or a glob of .txt[.gz|.zst], .jsonl[.gz|.zst] or .parquet; several separated by commas"),
         Knob("validation_path", str, "", "", "files: those held out for validation, a file, a folder or a glob; several separated by commas, each as seen from here, or else those of `path` that end in it; empty: documents chosen by hash"),
-        Knob("text_key", str, "text", "", "files: the field of a .jsonl or .parquet record that holds the text"),
+        Knob("text_key", str, TEXT_KEY, "", "files: the field of a .jsonl or .parquet record that holds the text"),
         Knob("sources", tuple, (), "", "sources: a list of objects, one a source, with the keys below (docs/corpus.md)", keys=SOURCE),
         Knob("download_dir", str, "downloads", "", "sources: folder that shards are downloaded to, and found in again"),
         Knob("installed_packages", bool, False, "", "builtin: also read the installed packages (their text varies with their versions)"),

@@ -23,10 +23,11 @@ class Document(TypedDict):
 class Unit:
     """A piece of the corpus that one process reads at a time.
 
-    `fingerprint` (hex) changes when its documents may have changed; `read` is picklable and yields cleaned, non-empty
-    documents in a fixed order; `held_out` units go to validation as a whole; `num_bytes` is the size of what is read;
-    `source` is the name of the listed source it belongs to, "" where the config lists none; `missing` is the line that
-    `read` would end with as a library is not installed, "" where none is missing.
+    `fingerprint` (hex) changes when its documents may have changed; `read` is picklable and yields cleaned documents in a
+    fixed order, that of a record without text with the text "", to be counted and passed over; `held_out` units go to
+    validation as a whole; `num_bytes` is the size of what is read; `source` is the name of the listed source it belongs
+    to, "" where the config lists none; `missing` is the line that `read` would end with as a library is not installed,
+    "" where none is missing.
     """
 
     name: str
@@ -70,6 +71,11 @@ def cleaned(documents: Iterable[Document]) -> Iterator[Document]:
         text = clean(document["text"])
         if text:
             yield {"text": text, "source": document["source"], "id": document["id"]}
+
+
+def of_record(text: str | None, source: str, identity: str) -> Document:
+    """Returns the document of a record, its text cleaned; "" where it has none."""
+    return {"text": clean(text or ""), "source": source, "id": identity}
 
 
 def content_hash(text: str) -> int:

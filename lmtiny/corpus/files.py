@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from lmtiny.console import warn
 from lmtiny.corpus.compressed import compression, missing, needs_pyarrow, opened
 from lmtiny.corpus.cut import chapters, lines, paragraphs
-from lmtiny.corpus.documents import Document, Unit, clean, cleaned, digest, sections
+from lmtiny.corpus.documents import Document, Unit, clean, cleaned, digest, of_record, sections
 from lmtiny.corpus.fingerprint import of_file
 from lmtiny.corpus.paths import extension, find, held_out_of
 from lmtiny.errors import UserError
+from lmtiny.knobs import TEXT_KEY
 
 RANGE_BYTES = 64 << 20  # of a .txt or .jsonl file that one unit reads
 LOOK_AHEAD_BYTES = 1 << 20  # how far a range of a .txt file is moved on in search of a blank line
@@ -59,6 +60,9 @@ def units_of(files: list[pathlib.Path], held_out: set[pathlib.Path], root: pathl
         raise UserError(f"{reading.validation_knob} holds out {all_files}; nothing is left to train on")
     if reading.cut != "sections" and not any(extension(file).startswith(".txt") for file in files):
         raise UserError(f"cut = {reading.cut!r} says nothing about {files[0].name}: it is for .txt; a record is a document")
+    if reading.text_key != TEXT_KEY and files and all(extension(file).startswith(".txt") for file in files):
+        idle = f"{reading.text_key_knob.removeprefix('--config.')} = {reading.text_key!r} says nothing about {files[0].name}"
+        raise UserError(f"{idle}: it is for records of .jsonl and .parquet; leave it out")
     found = []
     for file in files:
         name = file.relative_to(root).as_posix()
@@ -143,12 +147,11 @@ def read_jsonl(file: pathlib.Path, name: str, start: int, end: int, text_key: st
             offset += len(stream.readline()) - 1
         while (compressed or offset < end) and (line := stream.readline()):
             if line.strip():
-                text = _text_of(line, file, offset, text_key, knob)
-                yield from cleaned([{"text": text, "source": name, "id": f"{name}@{offset}"}])
+                yield of_record(_text_of(line, file, offset, text_key, knob), name, f"{name}@{offset}")
             offset += len(line)
 
 
-def _text_of(line: bytes, file: pathlib.Path, offset: int, text_key: str, knob: str) -> str:
+def _text_of(line: bytes, file: pathlib.Path, offset: int, text_key: str, knob: str) -> str | None:
     try:
         record = json.loads(decoded(line, str(file)).lstrip("\ufeff"))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -160,7 +163,7 @@ def _text_of(line: bytes, file: pathlib.Path, offset: int, text_key: str, knob: 
     text = record[text_key]
     if text is not None and not isinstance(text, str):
         raise UserError(f"{_at(file, offset)}: the field {text_key!r} is {type(text).__name__}, not text; set {knob}")
-    return text or ""
+    return text
 
 
 def _at(file: pathlib.Path, offset: int) -> str:
@@ -200,7 +203,7 @@ def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key
                 for text in batch.column(0).to_pylist():
                     if text is not None and not isinstance(text, str):
                         raise UserError(f"{file}: the column {text_key!r} is {type(text).__name__}, not text; set {knob}")
-                    yield from cleaned([{"text": text or "", "source": name, "id": f"{name}@{row}"}])
+                    yield of_record(text, name, f"{name}@{row}")
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a readable .parquet file ({' '.join(str(error).split())[:200]})") from None
@@ -219,5 +222,5 @@ def decoded(data: bytes, where: str, most: float = 1.0) -> str:
         raise UserError(f"{where}: is not text ({what}); take it away, or convert it: iconv -f ITS_ENCODING -t UTF-8")
     if replaced:
         places = "1 place is not UTF-8 and was" if replaced == 1 else f"{replaced:,} places are not UTF-8 and were"
-        warn(f"{where}: {places} read as U+FFFD")
+        warn(f"{where}: {places} read as U+FFFD; if that is too much: iconv -f ITS_ENCODING -t UTF-8")
     return text

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from lmtiny.corpus.documents import Document, Unit, cleaned, digest
+from lmtiny.corpus.documents import Document, Unit, digest, of_record
 from lmtiny.corpus.files import among, decoded
 from lmtiny.corpus.fingerprint import of_file
 from lmtiny.errors import UserError
@@ -89,4 +89,4 @@ def read(name: str, data_dir: str, split: str, start: int, end: int, text_key: s
             if not isinstance(text, bytes | str):
                 raise UserError(f"tfds:{name}: the field {text_key!r} is {type(text).__name__}, not text; set text_key")
             text = decoded(text, f"tfds:{name}") if isinstance(text, bytes) else text
-            yield from cleaned([{"text": text, "source": name, "id": f"{split}@{start + number}"}])
+            yield of_record(text, name, f"{split}@{start + number}")

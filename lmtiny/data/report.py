@@ -14,8 +14,9 @@ JSON, PAGE = "report.json", "report.html"
 MAX_SOURCES = 40  # told of one by one; the smallest are counted together
 OTHERS = "(others)"
 SPLIT_FIGURES = ("documents", "bytes", "tokens", "rows")
-ORDER = ("read", *STAGES, stages.SPLIT)
-SAID = {"decontaminate": "contaminated", "deduplicate": "near-duplicates of each other"}  # of stages whose names do not say it
+ORDER = (tally.READ, *STAGES, stages.SPLIT)
+# What is said of stages whose names do not say it.
+SAID = {tally.READ: tally.NO_TEXT, "decontaminate": "contaminated", "deduplicate": "near-duplicates of each other"}
 
 
 def collect(
@@ -27,12 +28,12 @@ def collect(
     `documents` are the parts that were split, `tokens` those of them that stayed; `refined` has the counts before that, if
     there was anything to count; `wanted` and `got` are as `_mixture` has them.
     """
-    found, split = (tally.load(stages.tally_path(path) for path in paths) for paths in (documents, tokens))
+    found, split = counted(documents), counted(tokens)
     refined = refined or Tally()
     flow = refined.flow or found.flow
-    dropped = refined.dropped | split.dropped
-    rename = _grouped({source: count[1] for source, count in flow["read"].items()})
-    nothing = dict.fromkeys(flow["read"], (0, 0))
+    dropped = found.dropped | refined.dropped | split.dropped
+    nothing = dict.fromkeys([*flow[tally.READ], *dropped.get(tally.READ, {})], (0, 0))  # a source may have no text at all
+    rename = _grouped({source: of[1] for source, of in {**nothing, **flow[tally.READ]}.items()})
     steps = [
         {"stage": stage, "sources": _sum({**nothing, **flow.get(stage, {})}, rename)}
         for stage in ORDER
@@ -51,9 +52,9 @@ def collect(
         "copies": {name: manifest[name] for name in ("duplicates", "near_duplicates")},
         "splits": {split: {name: of[name] for name in SPLIT_FIGURES} for split, of in manifest["splits"].items()},
         "mixture": _mixture(_sum({source: of["train"][2:] for source, of in sources.items()}, rename), wanted, got),
-        "lengths": _sum(found.lengths, rename),
+        "lengths": _sum(split.lengths, rename),
         "scores": _sum(refined.scores, rename),
-        "samples": {"kept": _samples([found], rename), "dropped": _samples([refined, split], rename)},
+        "samples": {"kept": _samples([split], rename), "dropped": _samples([found, refined, split], rename, dropped=True)},
     }
 
 
@@ -81,13 +82,18 @@ def renew(folder: pathlib.Path, wanted: Mapping[str, float], got: Mapping[str, f
             write(folder, {**report, "mixture": mixture})
 
 
-def before_split(refined: Tally) -> list[tuple[str, int, int]]:
-    """Returns (what, documents, bytes) of what each stage of refining dropped, and of what it took out of documents that stayed."""
+def counted(parts: list[pathlib.Path]) -> Tally:
+    """Returns what was counted as these parts, of documents or of tokens, were written."""
+    return tally.load(stages.tally_path(path) for path in parts)
+
+
+def before_split(counts: Tally) -> list[tuple[str, int, int]]:
+    """Returns (what, documents, bytes) of what each stage before the split dropped, and of what it took out of documents that stayed."""
     rows = []
-    for stage in STAGES:
-        if stage in refined.dropped:
-            rows.append((f"dropped: {SAID.get(stage, stage)}", *refined.dropped_by(stage)))
-        if taken_out := refined.taken_out_by(stage):
+    for stage in ORDER:
+        if stage in counts.dropped:
+            rows.append((f"dropped: {SAID.get(stage, stage)}", *counts.dropped_by(stage)))
+        if taken_out := counts.taken_out_by(stage):
             rows.append((f"taken out of what stays: {stage}", 0, taken_out))
     return rows
 
@@ -113,12 +119,12 @@ def _by_reason(sources: Mapping[str, Mapping[str, list[int]]], rename: Mapping[s
     return total
 
 
-def _samples(counted: list[Tally], rename: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Returns the samples of the sources that are told of one by one."""
+def _samples(counts: list[Tally], rename: Mapping[str, str], dropped: bool = False) -> list[dict[str, Any]]:
+    """Returns the samples of the sources that are told of one by one: of what was kept, or of what was `dropped`."""
     told = []
-    for key, held in (item for one in counted for item in one.samples.items()):
+    for key, held in (item for one in counts for item in one.samples.items()):
         source, stage, reason = key.rsplit("\t", 2)
-        if rename[source] == source:
+        if rename[source] == source and dropped == (stage != tally.KEPT):
             texts = [{name: one[name] for name in ("id", "characters", "note", "text")} for one in held]
             told.append({"source": source, "stage": stage, "reason": reason, "texts": texts})
     place = {stage: number for number, stage in enumerate(ORDER)}

@@ -9,22 +9,25 @@ from lmtiny import console
 from lmtiny.corpus import Side
 from lmtiny.data import report
 from lmtiny.errors import UserError
-from lmtiny.refining import Tally
+from lmtiny.refining import Tally, tally
 
 FEW_BYTES = 4000  # of validation text, about 1,000 tokens: over less, a loss is much of it chance
 
 
-def say(facts: list[np.ndarray], sides: list[pathlib.Path], refined: Tally | None) -> None:
-    """Tells documents and bytes by side, and of all that was dropped; raises UserError if nothing is left to train on."""
+def say(facts: list[np.ndarray], sides: list[pathlib.Path], counts: Tally) -> None:
+    """Tells documents and bytes by side, and of all that was dropped; raises UserError if nothing is left to train on.
+
+    `counts` has what was read, and what was dropped or altered before the split.
+    """
     all_sides, sizes = np.concatenate([np.load(path) for path in sides]), np.concatenate([one["bytes"] for one in facts])
     rows = [
         (what, int((all_sides == side).sum()), int(sizes[all_sides == side].sum()))
         for side, what in zip(Side, ("train", "validation", "dropped: duplicates", "dropped: near-duplicates of validation"), strict=True)
         if side in (Side.TRAIN, Side.VALIDATION) or (all_sides == side).any()
     ]
-    if refined:  # the rows below `read` add up to it
-        read = [sum(counts) for counts in zip(*refined.flow["read"].values(), strict=True)]
-        rows = [("read", *read), *rows[:2], *report.before_split(refined), *rows[2:]]
+    if before := report.before_split(counts):
+        passed = [sum(column) for column in zip(*counts.flow[tally.READ].values(), counts.dropped_by(tally.READ), strict=True)]
+        rows = [("read", *passed), *rows[:2], *before, *rows[2:]]  # the rows below `read` add up to it
     shown = [(what, f"{documents:,}" if documents else "-", f"{num_bytes:,}") for what, documents, num_bytes in rows]
     console.say(console.table(("side", "documents", "bytes"), shown))
     if not (all_sides == Side.TRAIN).any():

@@ -40,14 +40,13 @@ def read(unit: Unit, path: pathlib.Path) -> None:
 
 
 def write_documents(documents: Iterable[Document], path: pathlib.Path) -> None:
-    """Writes documents, a JSON line each, their FACTS, and a tally of them for the report."""
+    """Writes the documents that have text, a JSON line each, their FACTS, and a tally of all for the report."""
     facts, tally = [], Tally()
     with files.opened(path) as file:
         for document in documents:
-            facts.append((corpus.content_hash(document["text"]), len(document["text"].encode())))
-            tally.passed("read", document["source"], facts[-1][1])
-            tally.keep(document["source"], document["id"], document["text"])
-            file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
+            if tally.read(document["source"], document["id"], document["text"]):
+                facts.append((corpus.content_hash(document["text"]), len(document["text"].encode())))
+                file.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
         files.write_array(facts_path(path), np.array(facts, FACTS))
         files.write_aside(tally_path(path), tally.to_json())
 
@@ -89,7 +88,7 @@ def encode(documents: pathlib.Path, sides_path: pathlib.Path, tokenizer_folder: 
     """Writes the ids of the documents that stay, joined without separators; beside them their lengths and counts.
 
     Files: `path` (.npy, ids in the smallest dtype), `.lengths.npy` (int64, tokens of each document of the unit, 0 for
-    those dropped), `.counts.json` (source -> side -> [documents, bytes, tokens]), `.tally.json` (of those dropped).
+    those dropped), `.counts.json` (source -> side -> [documents, bytes, tokens]), `.tally.json` (of those dropped, and of those that stay).
     """
     known = _tokenizer(tokenizer_folder)
     sides = np.load(sides_path)
@@ -126,12 +125,13 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def _batches(documents: pathlib.Path, sides: np.ndarray, tally: Tally) -> Iterator[list[tuple[int, Document]]]:
-    """Yields (number, document) of those that stay, many at a time; counts the others."""
+    """Yields (number, document) of those that stay, many at a time; counts these and the others."""
     batch, size = [], 0
     for number, document in enumerate(documents_of(documents)):
         if sides[number] in DROPPED:
             tally.drop(SPLIT, document["source"], DROPPED[sides[number]], document["id"], document["text"])
         else:
+            tally.keep(document["source"], document["id"], document["text"])
             batch.append((number, document))
             size += len(document["text"])
             if size >= BATCH_CHARACTERS:

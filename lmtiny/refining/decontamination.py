@@ -55,14 +55,15 @@ def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path) -> No
         evaluation_sets = find(path)
         root = os.path.commonpath([file.parent for file in evaluation_sets])
         for number, file in enumerate(evaluation_sets):
-            found = set()
-            count = tally.evaluation.setdefault(file.relative_to(root).as_posix(), [0, 0])
+            found, name = set(), file.relative_to(root).as_posix()
+            count = tally.evaluation.setdefault(name, [0, 0])
             for item in items(file):
                 words = tokenizer.word_tokenize(simplify_text(item, config.norm_config))
                 grams = [gram for gram in ngrams(words, num_words) if len(set(gram)) >= min(MIN_DISTINCT, num_words)]
                 found |= {hashed(" ".join(gram)) for gram in grams}
                 count[:] = count[0] + 1, count[1] + (not grams)
-            (aside / f"{file.stem}-{number}.index.hashes").write_bytes(np.array(sorted(found), "<u8").tobytes())
+            flat = name.replace("%", "%25").replace("/", "%2F")  # by this name datatrove tells what it has met
+            (aside / f"{flat if len(flat.encode()) < 200 else number}.index.hashes").write_bytes(np.array(sorted(found), "<u8").tobytes())
         ground_files.write_aside(folder.with_suffix(".tally.json"), tally.to_json())
     if nothing := [name for name, (read, short) in tally.evaluation.items() if read == short]:
         what = f"no item of {num_words} words in a row (corpus.decontaminate_words), and so nothing to be found"

@@ -17,6 +17,7 @@ from lmtiny import console
 from lmtiny import files as ground_files
 from lmtiny.corpus import files
 from lmtiny.errors import UserError
+from lmtiny.knobs import TEXT_KEY
 
 FEATURES = 1 << 18
 WORDS = 2000  # of a document that are looked at, those it begins with; also the length of the texts that are learned from
@@ -40,8 +41,8 @@ def learn(good: str, bad: str, path: pathlib.Path) -> None:
 
     rows, labels = [], []
     for knob, value, label in (("quality_good", good, 1.0), ("quality_bad", bad, -1.0)):
-        units = files.units(value, "", files.Reading("text", 16384))
-        texts = [document["text"] for unit in units for document in unit.read()]
+        units = files.units(value, "", files.Reading(TEXT_KEY, 16384))
+        texts = [document["text"] for unit in units for document in unit.read() if document["text"]]
         if not texts:
             raise UserError(f"corpus.{knob} = {value!r} has no text")
         if len(texts) < FEW:

@@ -10,13 +10,15 @@ from typing import Any
 import ml_collections
 
 from lmtiny import console
-from lmtiny.corpus import Unit, digest
+from lmtiny.corpus import Unit, digest, paths
+from lmtiny.corpus.compressed import missing
 from lmtiny.errors import UserError
 from lmtiny.refining import decontamination, language, parts, quality, tally
 from lmtiny.refining.settings import Plan
 
 # What to do about a knob that dropped most of the documents; a filter is told of as corpus.filters, a cleaning step as corpus.cleaning.
 REMEDIES = {
+    "text_key": "give records with text, or name another field of them with text_key",
     "corpus.cleaning": "take fewer steps of corpus.cleaning, or those for this kind of text",
     "corpus.language": "set corpus.language to the language of the text, or leave it empty, or lower corpus.language_threshold",
     "corpus.filters": "take fewer corpus.filters, or those for this kind of text",
@@ -61,8 +63,18 @@ def check(plan: Plan) -> None:
         return
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
         raise UserError(f"cleaning, filters and deduplication need {', '.join(missing)}: pip install 'lmtiny[corpus]'")
+    for knob, path in [("quality_good", plan.quality_good), ("quality_bad", plan.quality_bad)] if plan.scores_quality() else []:
+        _check_libraries(knob, paths.find(path, f"corpus.{knob}"))
+    for path in plan.evaluation_sets():
+        _check_libraries("decontaminate", decontamination.find(path))
     for name in sorted({settings.language for settings in plan.every() if settings.language}):
         language.check(name)
+
+
+def _check_libraries(knob: str, files: list[pathlib.Path]) -> None:
+    for file in files:
+        if line := missing(file):
+            raise UserError(f"corpus.{knob}: {line}")
 
 
 def folder_of(units: list[Unit], plan: Plan, folder: pathlib.Path) -> pathlib.Path:
@@ -106,6 +118,8 @@ def _knob(stage: str, reason: str) -> str:
         return "corpus.quality_exponent" if reason == "not sampled" else "corpus.quality_threshold"
     if stage in ("language", "decontaminate", "deduplicate"):
         return f"corpus.{stage}"
+    if stage == tally.READ:
+        return "text_key"
     return "corpus.cleaning" if stage in ("unicode", "gutenberg", "unwrap") else "corpus.filters"
 
 

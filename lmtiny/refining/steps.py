@@ -31,8 +31,8 @@ class ReadUnits(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Documents:
         for document in self.units[rank].read():
-            self.tally.passed("read", document["source"], len(document["text"].encode()))
-            yield Document(document["text"], document["id"], metadata={"source": document["source"]})
+            if self.tally.read(document["source"], document["id"], document["text"]):
+                yield Document(document["text"], document["id"], metadata={"source": document["source"]})
 
 
 class ReadPart(PipelineStep):

@@ -12,8 +12,9 @@ SAMPLES = 3  # texts kept for each source, stage and reason: those of the smalle
 SAMPLE_CHARACTERS = 1200  # of each
 LENGTH_BINS = 32  # of documents by length: bin b holds those of 2^b bytes up to 2^(b+1)
 SCORE_BINS = 20  # of the quality score, 0 to 1
-KEPT = "kept"
-FORMAT = 2  # of a tally in a file: raise it when it is another, so that an unfinished preparation counts anew
+READ, KEPT = "read", "kept"
+NO_TEXT = "no text"  # why reading drops a record
+FORMAT = 3  # of a tally in a file: raise it when it is another, so that an unfinished preparation counts anew
 
 
 class Tally:
@@ -31,6 +32,14 @@ class Tally:
     def passed(self, stage: str, source: str, num_bytes: int) -> None:
         """Counts a document that leaves `stage`."""
         _add(self.flow.setdefault(stage, {}).setdefault(source, [0, 0]), (1, num_bytes))
+
+    def read(self, source: str, identity: str, text: str) -> bool:
+        """Counts a record that is read, as dropped where it has no text; returns whether it has any."""
+        if text:
+            self.passed(READ, source, len(text.encode()))
+        else:
+            self.drop(READ, source, NO_TEXT, identity, text)
+        return bool(text)
 
     def drop(self, stage: str, source: str, reason: str, identity: str, text: str, note: str = "") -> None:
         """Counts a document that `stage` drops, and keeps it as a sample if its turn comes."""

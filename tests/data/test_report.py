@@ -138,6 +138,26 @@ def test_the_terminal_tells_what_every_stage_dropped_and_it_adds_up(config_of, t
     assert [documents for documents, _ in rows.values()] == [8, 1, 1, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("refined", [False, True])
+def test_records_without_text_are_counted_and_shown(config_of, tmp_path, capsys, refined) -> None:
+    if refined:
+        pytest.importorskip("datatrove", reason="needs the extra corpus: pip install 'lmtiny[corpus]'")
+    texts = {"a": [*(prose(seed, 24) for seed in range(9)), None, "", " \r\n\u0007"], "b": [None, "  "]}
+    for name, of in texts.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in of))
+    prepared = prepare(config_of(**{"corpus.path": str(tmp_path / "*.jsonl"), "corpus.cleaning": ("unicode",) if refined else ()}))
+    found = json.loads((prepared.folder / report.JSON).read_bytes())
+    assert found["dropped"] == {"read": {"a.jsonl": {"no text": [3, 0]}, "b.jsonl": {"no text": [2, 0]}}}
+    assert {source: documents for source, (documents, _) in found["stages"][0]["sources"].items()} == {"a.jsonl": 9, "b.jsonl": 0}
+    assert [(one["source"], one["stage"], len(one["texts"])) for one in found["samples"]["dropped"]] == [
+        ("a.jsonl", "read", 3), ("b.jsonl", "read", 2),
+    ]  # fmt: skip
+    assert {one["stage"] for one in found["samples"]["kept"]} == {tally.KEPT}
+    rows = said(capsys.readouterr().out)
+    assert rows["dropped: no text"] == (5, 0) and rows["read"][0] == 14
+    assert rows.pop("read") == tuple(sum(column) for column in zip(*rows.values(), strict=True))
+
+
 def test_lines_taken_out_of_documents_that_stay_are_counted(config_of, tmp_path, capsys) -> None:
     pytest.importorskip("datatrove", reason="needs the extra corpus: pip install 'lmtiny[corpus]'")
     texts = [prose(seed, 24).replace("\n\n", "\n").replace("[]", "") for seed in range(15)]  # c4 takes [] for a citation

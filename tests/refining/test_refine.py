@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -136,7 +137,7 @@ def test_what_shares_words_in_a_row_with_an_evaluation_set_goes(make_corpus, ref
     assert ids(documents) == ids(documents)[:2] and [document["text"] for document in documents] == texts[1:]
     assert tally.reasons() == {"contaminated": 1}
     [[sample]] = tally.samples.values()
-    assert "contaminated_ngram janet has 0 ducks" in sample["note"] and "task-0" in sample["note"]
+    assert "contaminated_ngram janet has 0 ducks" in sample["note"] and f"contaminated_task task.{kind}" in sample["note"]
 
 
 def test_an_evaluation_set_of_a_kind_that_is_not_read_is_refused_beside_others_too(make_corpus, refined, tmp_path) -> None:
@@ -153,6 +154,17 @@ def test_a_compressed_evaluation_set_is_read(make_corpus, refined, tmp_path) -> 
     assert [document["text"] for document in documents] == [prose(2, 3)]
 
 
+def test_what_was_met_is_named_as_its_file_is(make_corpus, refined, tmp_path) -> None:
+    sets = {"gsm-18.jsonl": 1, "a/test.txt": 2, "b/test.txt": 3}
+    for name, seed in sets.items():
+        (tmp_path / "sets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sets" / name).write_text(json.dumps(prose(seed, 3)))
+    _, tally = refined(make_corpus(web=[prose(seed, 3) for seed in range(5)]), decontaminate=str(tmp_path / "sets"))
+    samples = [one for key, held in tally.samples.items() if "decontaminate" in key for one in held]
+    named = {one["text"]: one["note"].rpartition("contaminated_task ")[2] for one in samples}
+    assert named == {prose(1, 3): "gsm-18.jsonl", prose(2, 3): "a%2Ftest.txt", prose(3, 3): "b%2Ftest.txt"}
+
+
 def test_evaluation_sets_in_which_nothing_can_be_found_are_warned_of_and_counted(make_corpus, refined, tmp_path, capsys) -> None:
     (tmp_path / "sets").mkdir()
     rows = {"empty.txt": "", "short.csv": "What is two and two?,4\n\nWho?,me\n", "held.txt": prose(1, 3), "french.txt": prose(3, 3) + " é"}
@@ -163,6 +175,17 @@ def test_evaluation_sets_in_which_nothing_can_be_found_are_warned_of_and_counted
     encoding, nothing = capsys.readouterr().err.splitlines()
     assert "french.txt: 1 place is not UTF-8" in encoding
     assert "corpus.decontaminate: empty.txt, short.csv: no item of 13 words in a row" in nothing
+
+
+def test_a_missing_pyarrow_is_told_before_any_text_is_read(make_corpus, refined, tmp_path, monkeypatch) -> None:
+    (tmp_path / "set.jsonl.zst").write_bytes(b"never read")
+    (tmp_path / "good.txt").write_text("a good text")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "pyarrow" else find_spec(name, *more))
+    good = {"quality": "filter", "quality_good": str(tmp_path / "good.txt")}
+    for knob, more in (("decontaminate", {}), ("quality_bad", good)):
+        with pytest.raises(UserError, match=rf"^corpus.{knob}: .*set.jsonl.zst: reading .zst needs pyarrow: pip install"):
+            refined(make_corpus(web=[prose(2, 3)]), **{knob: str(tmp_path / "set.jsonl.zst")}, **more)
 
 
 def test_a_score_needs_two_sides_and_more_than_a_few_texts(make_corpus, refined, tmp_path, capsys) -> None:
@@ -238,8 +261,12 @@ def test_the_knob_that_dropped_the_most_is_the_one_to_change(make_corpus, refine
     ):
         with pytest.raises(UserError, match=f"no training document is left; dropped for: {remedy}"):
             refined(folder, **knobs)
-    with pytest.raises(UserError, match="no training document is left: none that was read has text"):
+    with pytest.raises(UserError, match="no training document is left; dropped for: no text 2; give records with text"):
         refined(make_corpus(web=["", " "]), filters=["c4"])
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank" / "a.txt").write_text(" \n\n ")
+    with pytest.raises(UserError, match="no training document is left: none that was read has text"):
+        refined(tmp_path / "blank", filters=["c4"])
 
 
 # A process that refines, and dies as `kill -9` would have it at one moment of the stage that is named.
