@@ -20,8 +20,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
 host.let_emulated_devices_wait()
 # A third of the suite's processor time was LLVM, making programs fast that run once; XLA's own passes stay the same.
+RUN_ONCE = "--xla_backend_optimization_level=0"
 if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] += f" {RUN_ONCE}"
 
 # Compiled programs are kept from one test run to the next, outside the home folder and outside the repository; a
 # folder of that name that someone else made is not trusted. Each process that runs tests has a folder of its own in it,

@@ -1,5 +1,6 @@
 """What a model is made of before it exists: the tree of its parameters, their count, and its FLOPs."""
 
+import copy
 import functools
 import math
 from typing import Any
@@ -14,12 +15,26 @@ from lmtiny.model.transformer import Transformer, window_sizes
 Tree = Any  # nested dicts
 
 
+KEPT = 16  # models whose trees are remembered
+_known: dict[tuple[str, int, int], tuple[Any, Tree, Tree]] = {}
+
+
 def abstract(config: ml_collections.ConfigDict) -> tuple[Any, Tree, Tree]:
     """Returns (graph, shapes, axes) of the config's model without computing anything.
 
     `nnx.merge(graph, params)` gives the model of a parameter tree; `shapes` holds a ShapeDtypeStruct and `axes` a tuple of
-    logical axes for each parameter.
+    logical axes for each parameter. The last KEPT models are remembered: a start of training asks seventeen times for one.
     """
+    key = (config.model.to_json(), int(config.tokenizer.vocab_size), config_lib.pipeline_microbatches(config))
+    if key not in _known:
+        while len(_known) >= KEPT:
+            _known.pop(next(iter(_known)))
+        _known[key] = _abstract(config)
+    graph, shapes, axes = _known[key]
+    return graph, copy.deepcopy(shapes), copy.deepcopy(axes)  # dicts that a caller may change
+
+
+def _abstract(config: ml_collections.ConfigDict) -> tuple[Any, Tree, Tree]:
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
     axes = {path: param.axes for path, param in nnx.to_flat_state(state)}
     shapes = nnx.to_pure_dict(state)

@@ -215,3 +215,17 @@ def test_windows_reach_as_far_as_they_say():
     changed = np.array((logits[1:] != logits[:1]).any(axis=2))
     for at, changed_T in enumerate(changed):
         assert changed_T.tolist() == [at <= time < at + 4 for time in range(TIME)]
+
+
+def test_what_is_remembered_of_a_model_is_its_own_and_cannot_be_spoiled(monkeypatch):
+    monkeypatch.setattr(size, "KEPT", 2)
+    for width in (16, 32, 16, 64, 16):
+        config = tiny_config(width=width)
+        graph, shapes, axes = size.abstract(config)
+        made = size._abstract(config)
+        assert graph == made[0] and shapes == made[1] and axes == made[2]
+        assert shapes["embedding"]["table"].shape[1] == width
+        shapes.clear(), axes["blocks"].clear()
+        assert len(size._known) <= 2
+    config.parallel.update(pipeline=2, pipeline_microbatches=8)
+    assert nnx.merge(*size.abstract(config)[:2]).num_microbatches == 8

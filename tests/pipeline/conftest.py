@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.conftest import RUN_ONCE
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 STEPS = 12
 
@@ -42,7 +44,7 @@ class Runs:
     def env(self, devices=1, **more):
         return os.environ | {
             "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.shared), "JAX_COMPILATION_CACHE_DIR": "",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **more,
+            "XLA_FLAGS": f"{RUN_ONCE} --xla_force_host_platform_device_count={devices}", **more,
         }  # fmt: skip
 
     def command(self, workdir, *flags, driver=""):

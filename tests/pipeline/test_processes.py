@@ -6,11 +6,13 @@ import sys
 import numpy as np
 import pytest
 
+from tests.conftest import RUN_ONCE
+
 
 def together(runs, num_processes, devices, *command):
     launch = [str(runs.repository / "launch/local.sh"), "--processes", str(num_processes), "--devices", str(devices), "--"]
     return subprocess.run(
-        [*launch, *command], cwd=runs.folder, env=runs.env() | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=300
+        [*launch, *command], cwd=runs.folder, env=runs.env() | {"XLA_FLAGS": RUN_ONCE}, capture_output=True, text=True, timeout=300
     )
 
 
