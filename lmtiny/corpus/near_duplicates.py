@@ -13,6 +13,7 @@ import numpy as np
 from lmtiny import files
 
 WORDS = 5  # in a shingle
+MOST_BITS = 26  # of a key that are looked at first: 64 MiB
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication is a bijection of 64-bit integers
 
 
@@ -21,6 +22,10 @@ class Index:
 
     def __init__(self, keys: np.ndarray, owners: np.ndarray, sizes: np.ndarray) -> None:
         self.keys, self.owners, self.sizes = keys, owners, sizes
+        # Whether a key begins with these bits: most shingles of other documents are told by one look, and need no search.
+        self._unused_bits = np.uint64(64 - min(MOST_BITS, len(keys).bit_length() + 4))
+        self._begins = np.zeros(1 << (64 - int(self._unused_bits)), bool)
+        self._begins[keys >> self._unused_bits] = True
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Index":
@@ -43,8 +48,9 @@ class Index:
     def similarity(self, text: str) -> float:
         """Returns the highest Jaccard similarity of the text with an indexed document, 0 to 1."""
         own = shingles(text)
-        first = np.searchsorted(self.keys, own, "left")
-        counts = np.searchsorted(self.keys, own, "right") - first
+        likely = own[self._begins[own >> self._unused_bits]]
+        first = np.searchsorted(self.keys, likely, "left")
+        counts = np.searchsorted(self.keys, likely, "right") - first
         if not counts.any():
             return 0.0
         first, counts = first[counts > 0], counts[counts > 0]

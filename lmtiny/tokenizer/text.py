@@ -28,15 +28,19 @@ def stretches(text: str | bytes) -> Iterator[str | bytes]:
 
     It depends on `to_bytes(text)` alone, not on whether that came as str or as bytes.
     """
-    if isinstance(text, str):
-        try:
+    try:
+        if isinstance(text, bytes):
+            whole = text.decode()
+        else:
+            whole = text
             if not text.isascii():  # known at once
                 text.encode()
-        except UnicodeEncodeError:
-            text = to_bytes(text)
-        else:
-            yield text
-            return
+    except UnicodeError:
+        text = to_bytes(text)
+    else:
+        if whole:
+            yield whole
+        return
     for stretch in _STRAY.split(text.decode("utf-8", "surrogateescape")):
         if stretch:
             yield stretch.encode("utf-8", "surrogateescape") if "\udc80" <= stretch[0] <= "\udcff" else stretch

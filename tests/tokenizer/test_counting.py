@@ -14,21 +14,26 @@ from lmtiny.tokenizer import SPLIT_PATTERN, counting, learn
 ascii_text = st.text(st.characters(max_codepoint=0x7F)) | st.text("aZ'slv 09.,\n\r\t\x0b\x0c\x1c\x1f")
 signs = st.text(st.characters(max_codepoint=0x20FF), max_size=20) | st.text("aZ's 0\n\r.’“—…\u00a0\u2028\u2009²ªé")
 
+words = ["word", "it's", "1850", "end.", "“So,”", "\n", "\n\n", " ", "a\u00a0b", "\u00a0"]
+prose = st.lists(st.sampled_from(words), max_size=30).map(" ".join)
 
-@given(text=ascii_text | signs | st.text("aé '\n\r s0.가"))
+
+@given(text=ascii_text | signs | st.text("aé '\n\r s0.가") | prose)
 @settings(max_examples=500, deadline=None, database=None)
 def test_pieces_are_those_of_the_split(text: str) -> None:
     expected = Counter(regex.findall(SPLIT_PATTERN, text))
     assert counting.piece_counts([text]) == expected
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "_BLOCK", 3)
+        patch.setattr(counting, "MAX_WORDS", 2)
         assert "".join(counting.split_blocks(text)) == text
         assert counting.piece_counts([text]) == expected
+        assert counting.piece_counts([text, "And so on. ", text]) == expected + expected + Counter(["And", " so", " on", ".", " "])
 
 
 def test_a_long_text_is_cut_into_many_blocks(corpus: list[str]) -> None:
     blocks = list(counting.split_blocks(corpus[1]))
-    assert "".join(blocks) == corpus[1] and len(blocks) > 1 and max(map(len, blocks)) < 2 * 4_096
+    assert "".join(blocks) == corpus[1] and len(blocks) > 1 and max(map(len, blocks)) < 2 * 1_024
 
 
 def test_of_too_many_pieces_the_rarest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
