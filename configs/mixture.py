@@ -3,6 +3,7 @@
 Command:     python -m lmtiny.train --config configs/mixture.py
 Texts:       texts/books/*.txt, texts/wiki*.txt (an article a line), texts/web*.jsonl; evaluation sets, which are not learned:
              texts/benchmarks/*.jsonl and texts/benchmarks/*/*.csv
+             (there are none: --config.corpus.decontaminate= goes without)
 Needs:       pip install -e '.[corpus]'
 Hardware:    2 CPU cores (AMD EPYC, AVX-512), float32
 Fits:        from v5e-1 on: 0.18 of 15.75 GiB a chip, says the TPU compiler

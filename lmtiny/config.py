@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -56,6 +57,12 @@ def get_knob(config: ml_collections.ConfigDict, name: str) -> Any:
     return config
 
 
+# What ml_collections says of a value of another type than the knob's.
+_OTHER_TYPE = re.compile(
+    r"override field '(?P<name>\w+)'.* of original type <class '(?:.*\.)?(?P<given>\w+)'> .* type <class '(?:.*\.)?(?P<wanted>\w+)'>", re.S
+)
+
+
 def load(path: str, overrides: dict[str, str] | None = None) -> ml_collections.ConfigDict:
     """Returns the checked config of a `configs/X.py` with `overrides` (dotted name -> text) applied.
 
@@ -80,6 +87,9 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ml_collections.C
     except UserError:
         raise
     except Exception as error:  # a config file is the person's own code: whatever it raises is told in one line
+        if isinstance(error, TypeError) and (found := _OTHER_TYPE.search(str(error))):
+            comma = "; a list of one wants a comma behind it: ({...},)" if found["wanted"] == "tuple" else ""
+            raise UserError(f"{path}: {found['name']} is of the type {found['given']}, not {found['wanted']}{comma}") from None
         raise UserError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     config = from_dict(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config, path)
     for name, value in (overrides or {}).items():
@@ -199,7 +209,21 @@ _ONLY_WITH = (
 def _refuse_idle_knobs(corpus: ml_collections.ConfigDict) -> None:
     """Raises UserError for a knob of the corpus that is not at its default and would do nothing."""
     defaults = {name: knob.default for name, knob in knobs()}
+    kind = f"with corpus.kind = {corpus.kind!r}"
+    for name, idle_because in (
+        ("text_key", corpus.kind != "files" and kind + (", whose sources have their own" if corpus.kind == "sources" else "")),
+        ("download_dir", corpus.kind != "sources" and kind),
+        ("installed_packages", corpus.kind == "files" and kind),
+    ):
+        if idle_because and corpus[name] != defaults[f"corpus.{name}"]:
+            raise UserError(f"corpus.{name} = {corpus[name]!r} does nothing {idle_because}; leave it out")
     for names, needed, values in _ONLY_WITH:
+        for number, source in enumerate(corpus.sources):
+            its = corpus[needed] if source.get(needed) is None else source[needed]
+            idle = [name for name in names if source.get(name) is not None]
+            if idle and not (its in values if values else its):
+                to = f"set {needed} to {' or '.join(map(repr, values))}" if values else f"set {needed}"
+                raise UserError(f"corpus.sources[{number}].{idle[0]} does nothing while its {needed} = {its!r}; {to}, or leave it out")
         found = [corpus[needed], *(source.get(needed) for source in corpus.sources)]
         idle = [f"corpus.{name}" for name in names if corpus[name] != defaults[f"corpus.{name}"]]
         if idle and not any(value in values if values else value for value in found):

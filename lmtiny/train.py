@@ -64,7 +64,10 @@ def main() -> int:
         config, args.workdir, step, rows = run_folder.config_of_checkpoint(args.resume, args.overrides)
     else:
         refuse_another_tokenizer(config, args.overrides)
-    run_folder.refuse_unusable(args.workdir)  # what cannot work is refused before hours of preparing
+    # What cannot work is refused before hours of preparing.
+    run_folder.refuse_unusable(args.workdir)
+    if not args.find_lr:
+        run_folder.refuse_another_config(args.workdir, config)
     mesh = mesh_lib.make_mesh(config)
     fit.refuse_if_too_large(attend.resolved(config, mesh)[0], mesh.shape, mesh_lib.chip_here())
     # A resumed run needs its rows, not the text, which may have changed or gone since.

@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from lmtiny.console import warn
 from lmtiny.corpus.compressed import compression, missing, needs_pyarrow, opened
 from lmtiny.corpus.cut import chapters, lines, paragraphs
+from lmtiny.corpus.decoding import NO_TEXT, Records, decoded
 from lmtiny.corpus.documents import Document, Unit, clean, cleaned, digest, of_record, sections
 from lmtiny.corpus.fingerprint import of_file
 from lmtiny.corpus.paths import extension, find, held_out_of
@@ -24,7 +24,6 @@ from lmtiny.knobs import TEXT_KEY
 
 RANGE_BYTES = 64 << 20  # of a .txt or .jsonl file that one unit reads
 LOOK_AHEAD_BYTES = 1 << 20  # how far a range of a .txt file is moved on in search of a blank line
-NO_TEXT = 0.2  # of the characters of a .txt that are no UTF-8, or NUL: of programs and images over 0.35, of Latin-1 French 0.03
 
 
 class Reading(NamedTuple):
@@ -69,7 +68,8 @@ def units_of(files: list[pathlib.Path], held_out: set[pathlib.Path], root: pathl
         try:
             size, fingerprint = file.stat().st_size, of_file(file)
         except OSError as error:
-            remedy = f"leave it out of {reading.path_knob} or change its permissions"
+            knob = reading.validation_knob if file in held_out else reading.path_knob
+            remedy = f"leave it out of {knob} or change its permissions"
             raise UserError(f"{file}: cannot be read ({error.strerror}); {remedy}") from None
         kind = extension(file)
         if kind.startswith(".txt"):
@@ -139,7 +139,7 @@ def read_jsonl(file: pathlib.Path, name: str, start: int, end: int, text_key: st
     Raises:
       UserError: a line that is not a JSON object, or lacks the text; names the line, and the `knob` of the field.
     """
-    compressed = bool(compression(file))
+    compressed, records = bool(compression(file)), Records(str(file))
     with opened(file) as stream:
         offset = start
         if start:
@@ -147,13 +147,14 @@ def read_jsonl(file: pathlib.Path, name: str, start: int, end: int, text_key: st
             offset += len(stream.readline()) - 1
         while (compressed or offset < end) and (line := stream.readline()):
             if line.strip():
-                yield of_record(_text_of(line, file, offset, text_key, knob), name, f"{name}@{offset}")
+                yield of_record(_text_of(records.decoded(line), file, offset, text_key, knob), name, f"{name}@{offset}")
             offset += len(line)
+    records.warn()
 
 
-def _text_of(line: bytes, file: pathlib.Path, offset: int, text_key: str, knob: str) -> str | None:
+def _text_of(line: str, file: pathlib.Path, offset: int, text_key: str, knob: str) -> str | None:
     try:
-        record = json.loads(decoded(line, str(file)).lstrip("\ufeff"))
+        record = json.loads(line.lstrip("\ufeff"))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{_at(file, offset)}: not JSON ({error}); every line must be an object with the field {text_key!r}") from None
     if not isinstance(record, dict):
@@ -207,20 +208,3 @@ def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: not a readable .parquet file ({' '.join(str(error).split())[:200]})") from None
-
-
-def decoded(data: bytes, where: str, most: float = 1.0) -> str:
-    """Returns the text; bytes that are not UTF-8 become U+FFFD, counted in a warning.
-
-    Raises:
-      UserError: more than the share `most` of its characters are such places, or NUL.
-    """
-    text = data.decode(errors="replace")
-    replaced = text.count(chr(0xFFFD)) - data.count(chr(0xFFFD).encode())
-    if (broken := replaced + data.count(b"\0")) > most * len(text):
-        what = f"{broken:,} of its {len(text):,} characters are not UTF-8, or NUL"
-        raise UserError(f"{where}: is not text ({what}); take it away, or convert it: iconv -f ITS_ENCODING -t UTF-8")
-    if replaced:
-        places = "1 place is not UTF-8 and was" if replaced == 1 else f"{replaced:,} places are not UTF-8 and were"
-        warn(f"{where}: {places} read as U+FFFD; if that is too much: iconv -f ITS_ENCODING -t UTF-8")
-    return text

@@ -10,7 +10,7 @@ from lmtiny.console import counted, say
 from lmtiny.errors import UserError
 
 EXTENSIONS = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-NAMED = 8  # files left out that are named one by one
+NAMED = 8  # files left out, or held out, that are named one by one
 
 
 def extension(file: pathlib.PurePath, extensions: tuple[str, ...] = EXTENSIONS) -> str:
@@ -29,10 +29,15 @@ def find(path: str, knob: str) -> list[pathlib.Path]:
     if not found:
         raise UserError(f"{knob} = {path!r}: {'the file is' if len(supported) == 1 else f'all {len(supported)} files are'} empty")
     if left_out := sorted({*others, *supported} - {*found}):
-        told = [f"{file.name}{' (empty)' if file in supported else _why(file)}" for file in left_out[:NAMED]]
-        more = f" and {len(left_out) - NAMED:,} more" if len(left_out) > NAMED else ""
-        say(f"{path}: {counted(len(left_out), 'file')} left out: {', '.join(told)}{more}")
+        told = [f"{file.name}{' (empty)' if file in supported else _why(file)}" for file in left_out]
+        say(f"{path}: {counted(len(left_out), 'file')} left out: {_named(told)}")
     return found
+
+
+def _named(names: list[str]) -> str:
+    """Returns the first names, and how many more there are."""
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
@@ -169,4 +174,5 @@ def held_out_of(files: list[pathlib.Path], path: str, knob: str) -> set[pathlib.
             raise UserError(f"{knob}: nothing matches {part!r}, neither from {os.getcwd()} nor among the {len(files)} files")
     if from_here or not found:
         found |= set(find(",".join(from_here) or path, knob))
+    say(f"{knob}: held out are {_named([file.name for file in sorted(found)])}")
     return found

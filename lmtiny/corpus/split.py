@@ -38,7 +38,8 @@ def choose(hashes: list[np.ndarray], held_out: list[bool], fraction: float) -> l
     distinct, first = np.unique(all_hashes[order], return_index=True)
     first = order[first]
     if len(distinct) < 2:
-        raise UserError("the corpus has one document only, and two are needed: one to train on and one to validate with")
+        same = f"{len(all_hashes)} documents, all of the same text" if len(all_hashes) > 1 else "one document only"
+        raise UserError(f"the corpus has {same}; two are needed, one to train on and one to validate with")
     sides = np.full(len(all_hashes), Side.DUPLICATE, np.uint8)
     if given.any():
         sides[first] = np.where(given[first], Side.VALIDATION, Side.TRAIN)

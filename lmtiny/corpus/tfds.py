@@ -8,8 +8,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from lmtiny.corpus.decoding import Records
 from lmtiny.corpus.documents import Document, Unit, digest, of_record
-from lmtiny.corpus.files import among, decoded
+from lmtiny.corpus.files import among
 from lmtiny.corpus.fingerprint import of_file
 from lmtiny.errors import UserError
 
@@ -82,11 +83,12 @@ def read(name: str, data_dir: str, split: str, start: int, end: int, text_key: s
     """Yields a document for each of the examples [start, end) of the split."""
     where = {"data_dir": data_dir} if data_dir else {}
     source = _tfds().data_source(name, split=f"{split}[{start}:{end}]", download=False, **where)
+    records = Records(f"tfds:{name}")
     for first in range(0, end - start, READ_AT_ONCE):
         numbers = range(first, min(first + READ_AT_ONCE, end - start))
         for number, example in zip(numbers, source.__getitems__(list(numbers)), strict=True):
             text = example[text_key]
             if not isinstance(text, bytes | str):
                 raise UserError(f"tfds:{name}: the field {text_key!r} is {type(text).__name__}, not text; set text_key")
-            text = decoded(text, f"tfds:{name}") if isinstance(text, bytes) else text
-            yield of_record(text, name, f"{split}@{start + number}")
+            yield of_record(records.decoded(text) if isinstance(text, bytes) else text, name, f"{split}@{start + number}")
+    records.warn()

@@ -38,7 +38,8 @@ def workers(num_processes: int, num_jobs: int, num_bytes: int) -> Iterator[Run]:
     """
     count = min(num_processes or (cores() if num_bytes >= PAYS_FROM_BYTES else 1), num_jobs)
     if count <= 1:
-        yield _here
+        with _sigterm_raises():
+            yield _here
         return
     # Spawned, not forked: the caller may have threads (JAX has). They end with this process, even when it is killed.
     context = multiprocessing.get_context("spawn")
@@ -96,7 +97,7 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Lets SIGTERM raise SystemExit: a sudden death would leave the locks of the processes behind, and a warning of that."""
+    """Lets SIGTERM raise SystemExit, with a line; a sudden death would leave the locks of the processes behind, and a warning of that."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return

@@ -43,6 +43,7 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     folder = pathlib.Path(config.data.dir) if config.data.dir else default_folder(config, given, depends_on)
     if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
         return _used_again(found, config)
+    _refuse_texts_folder(folder, config)
     refining.check(refining.plan_of(config))
     corpus.check(units)  # not before: what is finished is used without the libraries that it was made with
     made = not folder.exists()
@@ -68,6 +69,14 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
             shutil.rmtree(folder)  # refused before there was anything to keep
         raise
     return shards.read(folder)
+
+
+def _refuse_texts_folder(folder: pathlib.Path, config: Config) -> None:
+    """Raises UserError where the folder is one that a path of the corpus names: shards would lie among the texts."""
+    named = config.corpus.path.split(",") if config.corpus.kind == "files" else [source["path"] for source in config.corpus.sources]
+    among_texts = folder.is_dir() and any(folder.resolve() == pathlib.Path(one).resolve() for one in named)
+    if among_texts and not (folder / shards.MANIFEST).exists():
+        raise UserError(f"data.dir = {config.data.dir!r} is the folder of the texts; name one for the shards alone")
 
 
 def prepared_before(config: Config, rows: str) -> Prepared | None:

@@ -34,11 +34,16 @@ def collect(
     dropped = found.dropped | refined.dropped | split.dropped
     nothing = dict.fromkeys([*flow[tally.READ], *dropped.get(tally.READ, {})], (0, 0))  # a source may have no text at all
     rename = _grouped({source: of[1] for source, of in {**nothing, **flow[tally.READ]}.items()})
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"stage": stage, "sources": _sum({**nothing, **flow.get(stage, {})}, rename)}
         for stage in ORDER
         if stage in flow or stage in refined.dropped
     ]
+    if blank := _by_reason(dropped.get(tally.READ, {}), rename):  # so that what is dropped is taken from what was read
+        steps[0]["stage"] = "has text"
+        without = {source: sum(documents for documents, _ in reasons.values()) for source, reasons in blank.items()}
+        records = {source: [of[0] + without.get(source, 0), of[1]] for source, of in steps[0]["sources"].items()}
+        steps.insert(0, {"stage": tally.READ, "sources": records})
     sources = manifest["sources"]
     kept = {source: tuple(sum(of[side][place] for side in of) for place in (0, 1)) for source, of in sources.items()}
     steps.append({"stage": "not a copy of another, nor nearly of a held-out document", "sources": _sum({**nothing, **kept}, rename)})

@@ -22,6 +22,7 @@ def page(report: Mapping[str, Any]) -> str:
     title = f"Corpus {report['corpus']}"
     sections = [
         _stages(report),
+        _splits(report["splits"]),
         _reasons(report),
         _evaluation(report["evaluation"]),
         _mixture(report["mixture"]),
@@ -55,7 +56,18 @@ def _stages(report: Mapping[str, Any]) -> str:
             first = sum(report["stages"][0]["sources"][source][place] for source in sources) or 1
             rows.append((step["stage"], *(f"{count:,}" for count in counts), f"{sum(counts):,}", f"{100 * sum(counts) / first:.1f} %"))
         text.append(_table((what, *sources, "all", "of what was read"), rows))
-    return "\n".join(text)
+    note = "What is held out for validation is counted with its source. What stages took out of documents that stay is told below."
+    return "\n".join([*text, _note(note)])
+
+
+def _splits(splits: Mapping[str, Mapping[str, int]]) -> str:
+    names = list(next(iter(splits.values())))
+    rows = [(split, *(f"{of[name]:,}" for name in names)) for split, of in splits.items()]
+    return "<h2>To train on, and to validate with</h2>\n" + _table(("", *names), rows)
+
+
+def _note(text: str) -> str:
+    return f"<p>{_safe(text)}</p>"
 
 
 def _reasons(report: Mapping[str, Any]) -> str:
@@ -66,6 +78,7 @@ def _reasons(report: Mapping[str, Any]) -> str:
         for reason, (documents, num_bytes) in sorted(reasons.items(), key=lambda item: -item[1][0])
     ]
     text = "<h2>Dropped, by reason</h2>\n" + _table(("stage", "source", "reason", "documents", "bytes"), rows)
+    text += _note("Reasons of filters are datatrove's names of the rule that a document broke: docs/refining.md has the rules.")
     changed = [
         (stage, source, f"{documents:,}", *(f"{num_bytes:,}" for num_bytes in taken_out))  # none in a report of before
         for stage, sources in report["changed"].items()
@@ -89,7 +102,12 @@ def _mixture(mixture: Mapping[str, Any]) -> str:
         for source, of in mixture.items()
     ]
     bars = [(source, of["got"], of["wanted"]) for source, of in mixture.items()]
-    return "<h2>Mixture of the training tokens</h2>\n" + _table(("source", "tokens", "by size", "wanted", "got"), rows) + _shares(bars)
+    note = (
+        "By size: the share of all tokens that there are. Wanted: the weights of the config, empty without any. Got: the share of what"
+        " a run of this config is trained on."
+    )
+    table = _table(("source", "tokens", "by size", "wanted", "got"), rows)
+    return "<h2>Mixture of the training tokens</h2>\n" + table + _note(note) + _shares(bars)
 
 
 def _shares(bars: Sequence[tuple[str, float, float | None]]) -> str:
@@ -149,9 +167,11 @@ def _samples(samples: Mapping[str, Any]) -> str:
             what = ": ".join(filter(None, (sample["source"], ", ".join(filter(None, (sample["stage"], sample["reason"]))))))
             shown.append(f"<details><summary>{_safe(what)}</summary>{texts}</details>")
         if shown:
-            text.append(f"<h2>{title}</h2>\n" + "\n".join(shown))
+            note = "An id is the file (below its source) and, behind @, the byte or the row where a record begins, or the text's number."
+            text.append(f"<h2>{title}</h2>\n" + _note(note) + "\n".join(shown))
     return "\n".join(text)
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    return "<h2>Settings</h2>\n" + _table(("what", "value"), [(name, value) for name, value in settings.items()])
+    note = "All that decides the bytes of the shards: another value, and they are prepared anew. Of texts and tokenizers, a hash."
+    return "<h2>Settings</h2>\n" + _note(note) + _table(("what", "value"), [(name, value) for name, value in settings.items()])

@@ -22,7 +22,7 @@ def say(facts: list[np.ndarray], sides: list[pathlib.Path], counts: Tally) -> No
     all_sides, sizes = np.concatenate([np.load(path) for path in sides]), np.concatenate([one["bytes"] for one in facts])
     rows = [
         (what, int((all_sides == side).sum()), int(sizes[all_sides == side].sum()))
-        for side, what in zip(Side, ("train", "validation", "dropped: duplicates", "dropped: near-duplicates of validation"), strict=True)
+        for side, what in zip(Side, ("train", "validation", "dropped: exact copies", "dropped: near-duplicates of validation"), strict=True)
         if side in (Side.TRAIN, Side.VALIDATION) or (all_sides == side).any()
     ]
     if before := report.before_split(counts):

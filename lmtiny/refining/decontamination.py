@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lmtiny import console
-from lmtiny import files as ground_files
-from lmtiny.corpus import files, paths
+from lmtiny import console, files
+from lmtiny.corpus import paths
 from lmtiny.corpus.compressed import ENDINGS, opened
+from lmtiny.corpus.decoding import NO_TEXT, decoded
 from lmtiny.errors import UserError
 from lmtiny.refining.tally import Tally
 
@@ -31,7 +31,10 @@ def find(path: str) -> list[pathlib.Path]:
     Raises:
       UserError: there are none, or one of a kind that is not read: a model must not be tested on a set that was left out silently.
     """
-    found, others = paths.listed(path, "corpus.decontaminate", EXTENSIONS)
+    try:
+        found, others = paths.listed(path, "corpus.decontaminate", EXTENSIONS)
+    except UserError as error:
+        raise UserError(f"{error}; --config.corpus.decontaminate= goes without") from None
     if others:
         raise paths.refusal(others[0], "corpus.decontaminate", EXTENSIONS)
     return found
@@ -50,7 +53,7 @@ def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path) -> No
     config = NGramsDecontConfig(n_grams=num_words)
     hashed = create_hash_func(config.hash_config)
     tally = Tally()
-    with ground_files.written(folder) as aside:
+    with files.written(folder) as aside:
         aside.mkdir(parents=True)
         evaluation_sets = find(path)
         root = os.path.commonpath([file.parent for file in evaluation_sets])
@@ -64,7 +67,7 @@ def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path) -> No
                 count[:] = count[0] + 1, count[1] + (not grams)
             flat = name.replace("%", "%25").replace("/", "%2F")  # by this name datatrove tells what it has met
             (aside / f"{flat if len(flat.encode()) < 200 else number}.index.hashes").write_bytes(np.array(sorted(found), "<u8").tobytes())
-        ground_files.write_aside(folder.with_suffix(".tally.json"), tally.to_json())
+        files.write_aside(folder.with_suffix(".tally.json"), tally.to_json())
     if nothing := [name for name, (read, short) in tally.evaluation.items() if read == short]:
         what = f"no item of {num_words} words in a row (corpus.decontaminate_words), and so nothing to be found"
         console.warn(f"corpus.decontaminate: {', '.join(nothing)}: {what}")
@@ -76,7 +79,7 @@ def items(file: pathlib.Path) -> Iterator[str]:
     Blank ones are left out. What is not UTF-8 is warned of.
     """
     with opened(file) as stream:
-        content = files.decoded(stream.read(), str(file), files.NO_TEXT)
+        content = decoded(stream.read(), str(file), NO_TEXT)
     yield from (item for item in _items(content, file) if item.strip())
 
 

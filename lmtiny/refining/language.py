@@ -24,8 +24,8 @@ def check(language: str) -> None:
     """Raises UserError unless the model knows the language."""
     known = sorted(set(_identifier().labels))
     if language not in known:
-        meant = f"did you mean {language[:2].lower()!r}? " if language[:2].lower() in known else ""
-        raise UserError(f"corpus.language = {language!r} is not known; {meant}there are {', '.join(known)}")
+        meant = f"did you mean {language[:2].lower()!r}?" if language[:2].lower() in known else f"there are {', '.join(known)}"
+        raise UserError(f"corpus.language = {language!r} is not known; {meant}")
 
 
 @functools.cache

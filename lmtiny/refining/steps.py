@@ -18,6 +18,7 @@ from lmtiny.refining.settings import Settings
 from lmtiny.refining.tally import Tally
 
 Documents: TypeAlias = Iterator[Document]
+UNNAMED = {"deduplicate": "near-duplicate of another"}  # why a block drops that gives no reason
 
 
 class ReadUnits(PipelineStep):
@@ -131,7 +132,7 @@ class Dropped:
         pass
 
     def write(self, document: Document, rank: int = 0) -> None:
-        reason = str(document.metadata.pop("filter_reason", self.stage))
+        reason = str(document.metadata.pop("filter_reason", UNNAMED.get(self.stage, self.stage)))
         note = "; ".join(f"{name} {value}" for name, value in sorted(document.metadata.items()) if name != "source")
         self.tally.drop(self.stage, document.metadata["source"], reason, document.id, document.text, note)
 

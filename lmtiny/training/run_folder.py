@@ -1,6 +1,7 @@
 """The folder of a run: what is put there at its start, and whether a start goes on with what is there."""
 
 import contextlib
+import json
 import os
 import pathlib
 import time
@@ -43,6 +44,25 @@ def refuse_unusable(workdir: pathlib.Path) -> None:
         raise UserError(f"--workdir {workdir}: {there} cannot be written to")
 
 
+def refuse_another_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where the newest checkpoint in `workdir` is of a run with another config; reads its manifest alone."""
+    if not (steps := checkpoint.steps(workdir / "checkpoints")):
+        return
+    path = workdir / "checkpoints" / str(steps[-1])
+    try:
+        before = config_lib.from_dict(json.loads((path / checkpoint.MANIFEST).read_bytes())["config"], str(path))
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return  # damaged: that is for `open_run` to tell, which looks for one that is not
+    now = config_lib.from_dict(config.to_dict(), "")
+    now.tokenizer.vocab_size = before.tokenizer.vocab_size  # what it comes to follows from the text
+    if changed := config_lib.changed_on_resume(before, now):
+        raise _another_config(workdir, changed)
+
+
+def _another_config(workdir: pathlib.Path, changed: list[str]) -> UserError:
+    return UserError(f"{workdir} holds a run of another config ({'; '.join(changed)}): choose another --workdir, or undo the change")
+
+
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
     """Makes the folder of a run and holds it for this run alone; the first of its processes does so for all.
@@ -78,7 +98,7 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Pre
         path = workdir / "checkpoints" / str(done)
         manifest = checkpoint.verify(path)
         if changed := config_lib.changed_on_resume(checkpoint.load_config(manifest, path), config):
-            raise UserError(f"{workdir} holds a run of another config ({'; '.join(changed)}): choose another --workdir, or undo the change")
+            raise _another_config(workdir, changed)
         if (manifest["tokenizer_hash"], manifest["data_hash"]) != (data.tokenizer.hash, data.digest):
             raise UserError(_other_data(workdir, config, data, manifest["data_hash"]))
     if jax.process_index() == 0:

@@ -322,8 +322,13 @@ def test_what_is_not_text_is_refused_and_a_few_strange_bytes_are_not(tmp_path: p
     assert len(read(tmp_path / "french.txt")) == 1
     (tmp_path / "one.txt").write_bytes(b"naive with \xef")
     read(tmp_path / "one.txt")
+    lines = [json.dumps({"text": text}, ensure_ascii=False).encode("latin-1") for text in ("été", "plain", "là")]
+    (tmp_path / "records.jsonl").write_bytes(b"\n".join(lines))
+    assert [document["text"] for document in read(tmp_path / "records.jsonl")] == ["\ufffdt\ufffd", "plain", "l\ufffd"]
+    *texts, records = capsys.readouterr().err.splitlines()
+    assert "records.jsonl: 3 places in 2 records are not UTF-8 and were read as U+FFFD; if" in records
     remedy = "; if that is too much: iconv -f ITS_ENCODING -t UTF-8"
-    assert [line.partition(".txt: ")[2] for line in capsys.readouterr().err.splitlines()] == [
+    assert [line.partition(".txt: ")[2] for line in texts] == [
         f"4,000 places are not UTF-8 and were read as U+FFFD{remedy}", f"1 place is not UTF-8 and was read as U+FFFD{remedy}",
     ]  # fmt: skip
 

@@ -4,21 +4,24 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import signal
 from lmtiny.data import pool
-with pool.workers(2, 2, 1) as run:
+with pool.workers({processes}, 2, 1) as run:
     run("work", {function}, [{job}] * 2, [1, 1])
     {then}
 """
 
 
-def ended(**parts: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROGRAM.format(**parts)], capture_output=True, text=True, timeout=60)
+def ended(processes: int = 2, **parts: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM.format(processes=processes, **parts)], capture_output=True, text=True, timeout=60)
 
 
-def test_sigterm_leaves_nothing_behind() -> None:
-    done = ended(function="abs", job="(1,)", then="signal.raise_signal(signal.SIGTERM)")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_leaves_nothing_behind(processes: int) -> None:
+    done = ended(processes, function="abs", job="(1,)", then="signal.raise_signal(signal.SIGTERM)")
     assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "lmtiny: terminated; the same command goes on from what is finished\n")
 
 

@@ -509,3 +509,11 @@ def test_the_command_says_what_comes_next(config_of, tmp_path) -> None:
     code = "import lmtiny.prepare, sys; print({'jax', 'grain', 'pyarrow'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert loaded.stdout.strip() == "set()"
+
+
+def test_shards_are_not_put_among_the_texts(config_of, tmp_path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("A text.\n\nAnother.")
+    with pytest.raises(UserError, match="is the folder of the texts; name one for the shards alone"):
+        prepare(config_of(**{"corpus.path": str(tmp_path / "texts"), "data.dir": f"{tmp_path}/texts/../texts"}))
+    assert [path.name for path in (tmp_path / "texts").iterdir()] == ["a.txt"]

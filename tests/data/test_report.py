@@ -148,7 +148,13 @@ def test_records_without_text_are_counted_and_shown(config_of, tmp_path, capsys,
     prepared = prepare(config_of(**{"corpus.path": str(tmp_path / "*.jsonl"), "corpus.cleaning": ("unicode",) if refined else ()}))
     found = json.loads((prepared.folder / report.JSON).read_bytes())
     assert found["dropped"] == {"read": {"a.jsonl": {"no text": [3, 0]}, "b.jsonl": {"no text": [2, 0]}}}
-    assert {source: documents for source, (documents, _) in found["stages"][0]["sources"].items()} == {"a.jsonl": 9, "b.jsonl": 0}
+    read, has_text, *_ = found["stages"]
+    assert (read["stage"], has_text["stage"]) == ("read", "has text")
+    assert {source: documents for source, (documents, _) in read["sources"].items()} == {"a.jsonl": 12, "b.jsonl": 2}
+    assert {source: documents for source, (documents, _) in has_text["sources"].items()} == {"a.jsonl": 9, "b.jsonl": 0}
+    page = Page((prepared.folder / report.PAGE).read_text())
+    for split in found["splits"].values():
+        assert {f"{split[name]:,}" for name in ("documents", "bytes", "tokens", "rows")} <= set(page.texts)
     assert [(one["source"], one["stage"], len(one["texts"])) for one in found["samples"]["dropped"]] == [
         ("a.jsonl", "read", 3), ("b.jsonl", "read", 2),
     ]  # fmt: skip
@@ -177,7 +183,7 @@ def test_lines_taken_out_of_documents_that_stay_are_counted(config_of, tmp_path,
     before = {**found, "changed": {"unicode": {"a.jsonl": [1]}}}  # as reports were, which a preparation used again may have
     assert "Altered by cleaning and filters" in report.report_page.page(before)
     rows = said(capsys.readouterr().out)
-    assert rows["taken out of what stays: c4"] == (0, 4 * len(taken_out)) and rows["dropped: duplicates"][0] == 1
+    assert rows["taken out of what stays: c4"] == (0, 4 * len(taken_out)) and rows["dropped: exact copies"][0] == 1
     assert rows.pop("read") == tuple(sum(column) for column in zip(*rows.values(), strict=True))
 
 

@@ -168,8 +168,10 @@ def test_nothing_intact_is_refused(whole, runs):
 
 def test_a_run_of_another_config_is_not_continued(whole, runs):
     copy_of_whole(whole, runs)
-    line = one_line(runs.train("run", "--config.optimizer.learning_rate=0.5", "--config.model.num_layers=3"), "another --workdir")
+    changed = ("--config.optimizer.learning_rate=0.5", "--config.model.num_layers=3", f"--config.data.dir={runs.folder / 'elsewhere'}")
+    line = one_line(runs.train("run", *changed), "another --workdir")
     assert "optimizer.learning_rate: " in line and "-> 0.5" in line and "model.num_layers: 2 -> 3" in line
+    assert not (runs.folder / "elsewhere").exists()  # nothing was prepared for a run that cannot be
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(runs):
