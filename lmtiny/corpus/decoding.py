@@ -27,12 +27,14 @@ class Records:
         self.where, self.records, self.places = where, 0, 0
 
     def decoded(self, data: bytes) -> str:
+        """Returns the text of a record."""
         text, replaced = _replacing(data)
         self.places += replaced
         self.records += bool(replaced)
         return text
 
     def warn(self) -> None:
+        """Tells how many places there were, if any; to be called when all records are read."""
         _warn(self.where, self.places, f" in {counted(self.records, 'record')}")
 
 
