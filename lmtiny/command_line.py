@@ -122,7 +122,8 @@ def _configs_there() -> str:
     for root in (pathlib.Path(), beside_the_code):
         found = sorted(root.glob("configs/[!_]*.py"))
         if found:
-            return f", as in --config {found[0]}; there are: {', '.join(map(str, found))}"
+            first = next((file for file in found if file.stem == "tiny"), found[0])
+            return f", as in --config {first}; there are: {', '.join(map(str, found))}"
     return ", as in --config configs/X.py"
 
 

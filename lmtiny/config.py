@@ -167,6 +167,9 @@ def check(config: ml_collections.ConfigDict) -> None:
          config.data.row_length % model.context_length),
         ("corpus.kind = 'files' needs corpus.path: a folder, a file or a glob of .txt[.gz|.zst], .jsonl[.gz|.zst] or .parquet",
          config.corpus.kind == "files" and not config.corpus.path),
+        (f"corpus.path = {config.corpus.path!r} is no file here, but a source: --config.corpus.kind=sources "
+         f"--config.corpus.sources='[{{\"path\": \"{config.corpus.path}\"}}]'",
+         config.corpus.kind == "files" and re.match(r"(hf|tfds):|[A-Za-z][\w+.-]+://", config.corpus.path)),
         (f"corpus.path = {config.corpus.path!r} is given but corpus.kind is {config.corpus.kind!r}; add --config.corpus.kind=files",
          config.corpus.kind != "files" and config.corpus.path),
         ("corpus.validation_path needs corpus.kind = 'files'", config.corpus.kind != "files" and config.corpus.validation_path),

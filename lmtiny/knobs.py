@@ -75,7 +75,7 @@ class Knob:
 # What is done to documents before they are split and counted; a source may have its own.
 REFINING = (
     Knob("cleaning", tuple, (), "", "unicode: broken encodings repaired (ftfy); gutenberg: its header and licence cut off; unwrap: hard-wrapped prose joined", any_of("unicode", "gutenberg", "unwrap")),
-    Knob("filters", tuple, (), "", "rules with their published thresholds, for web text (docs/refining.md)", any_of("gopher_quality", "gopher_repetition", "c4", "c4_paragraphs", "fineweb")),
+    Knob("filters", tuple, (), "", "rules for web text with their published thresholds (docs/refining.md): gopher_repetition, gopher_quality, c4, c4_paragraphs, fineweb", any_of("gopher_quality", "gopher_repetition", "c4", "c4_paragraphs", "fineweb")),
     Knob("language", str, "", "ISO 639-1", "documents in other languages are dropped; empty: all stay"),
     Knob("language_threshold", float, 0.65, "probability", "below it the language counts as another", within(0, 1)),
     Knob("quality", str, "none", "", "what a document's likeness to quality_good decides: nothing; below quality_threshold it is dropped; how likely it stays", one_of("none", "filter", "weight")),

@@ -80,6 +80,7 @@ def test_json_gives_the_config_back(tmp_path):
         ({"corpus.kind": "files", "corpus.path": "x", "corpus.installed_packages": "true"}, "does nothing with corpus.kind = 'files'"),
         ({"corpus.kind": "sources", "corpus.sources": '[{"path": "x"}, {"path": "y", "language_threshold": 0.9}]'},
          "corpus.sources[1].language_threshold does nothing while its language = ''; set language, or leave it out"),
+        ({"corpus.kind": "files", "corpus.path": "hf:a/b"}, "but a source: --config.corpus.kind=sources --config.corpus.sources="),
         ({"corpus.slurm_partition": "x"}, "does nothing while corpus.executor = 'local'; set it to 'slurm'"),
         ({"tokenizer.word_share": "0.7"}, "word_share = 0.7 does nothing with tokenizer.kind = 'bpe'; set tokenizer.kind = 'superword'"),
         ({"model.remat_names": "attend"}, "must be one or more of query, key, value, attended, mlp_hidden"),

@@ -67,7 +67,7 @@ def test_flags_of_the_entry_point() -> None:
         (["--config.model.qk_norm", "--workdir", "x"], "--config.model.qk_norm needs a value"),
         (["--config"], "argument --config: expected one argument"),
         (["configs/tiny.py"], "unexpected argument 'configs/tiny.py'"),
-        ([], "--config is missing: name a config file, as in --config configs/other.py; there are: configs/other.py, configs/tiny.py"),
+        ([], "--config is missing: name a config file, as in --config configs/tiny.py; there are: configs/other.py, configs/tiny.py"),
         (["--config", "configs/tinny.py"], "no config file 'configs/tinny.py'; did you mean configs/tiny.py?"),
         (["--config", "configs/nope.py"], "no config file 'configs/nope.py'; there are configs/other.py, configs/tiny.py"),
         (["--config.parallel=fsdp"], "there is no flag --config.parallel; there are --config.parallel.data, --config.parallel.fsdp"),
