@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from lmtiny.tokenizer.engine import engine_split
 from lmtiny.tokenizer.vocabulary import PATTERNS
 
 # A special token for tiktoken to look for: with none, it finds the empty one at every character (8.5 MB/s instead of 14).
@@ -45,7 +46,7 @@ def merging_encoder(ranks: Mapping[bytes, int], pattern: str) -> Encoder:
     import tiktoken  # here, not above: whoever only wants the names of the special tokens need not wait for it
 
     specials = {_UNHEARD_OF: len(ranks)}
-    core = tiktoken.Encoding("lmtiny", pat_str=pattern, mergeable_ranks=dict(ranks), special_tokens=specials)
+    core = tiktoken.Encoding("lmtiny", pat_str=engine_split(pattern), mergeable_ranks=dict(ranks), special_tokens=specials)
 
     def encode_block(text: str) -> np.ndarray:
         # Into one buffer, not a list of ints, which would be made while all other threads wait. No special token is allowed.

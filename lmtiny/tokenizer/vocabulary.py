@@ -19,15 +19,16 @@ SPECIAL_TOKENS = (
 
 # GPT-4's split (tiktoken, cl100k_base) with numbers in groups of at most two digits, not three: a small vocabulary
 # cannot afford a thousand number tokens (karpathy/nanochat). No merge reaches across two pieces of this split.
-_CONTRACTION = r"'(?i:[sdmt]|ll|ve|re)"
-_WORD = r"[^\r\n\p{L}\p{N}]?+\p{L}+"
-_NO_WORD = r"\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-SPLIT_PATTERN = f"{_CONTRACTION}|{_WORD}|{_NO_WORD}"
+CONTRACTION = r"'(?i:[sdmt]|ll|ve|re)"
+WORD = r"[^\r\n\p{L}\p{N}]?+\p{L}+"
+NO_WORD = r"\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+SPLIT_PATTERN = f"{CONTRACTION}|{WORD}|{NO_WORD}"
 
 # The split of the kind "superword": the same, but for words in a row, which stay together up to 32 pieces of the split
 # above, so that merges may join them. It cuts nowhere but where the split above cuts.
-SUPERWORD_RUN = _WORD + rf"(?:,? \p{{L}}+|{_CONTRACTION}(?!\p{{L}})){{0,31}}"
-SUPERWORD_PATTERN = f"{_CONTRACTION}|{SUPERWORD_RUN}|{_NO_WORD}"
+MORE_WORDS = 31  # at most, behind the first of a run
+SUPERWORD_RUN = WORD + rf"(?:,? \p{{L}}+|{CONTRACTION}(?!\p{{L}})){{0,{MORE_WORDS}}}"
+SUPERWORD_PATTERN = f"{CONTRACTION}|{SUPERWORD_RUN}|{NO_WORD}"
 
 PATTERNS = {"bpe": SPLIT_PATTERN, "superword": SUPERWORD_PATTERN}  # the kinds whose tokens are merges, by rank
 
