@@ -151,7 +151,7 @@ class LanguageFilter(BaseFilter):
         if found == self.language and probability >= self.threshold:
             return True
         doc.metadata["language"], doc.metadata["probability"] = found, f"{probability:.2f}"
-        return False, f"in {found}" if found != self.language else "language uncertain"
+        return False, f"language {found}" if found != self.language else "language uncertain"
 
 
 class QualityFilter(BaseFilter):

@@ -81,7 +81,7 @@ def test_broken_encodings_are_repaired(make_corpus, refined) -> None:
 def test_other_languages_are_dropped(make_corpus, refined) -> None:
     french = "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de conscience."
     documents, tally = refined(make_corpus(web=[prose(1, 5), french]), language="en")
-    assert len(documents) == 1 and tally.reasons() == {"in fr": 1}
+    assert len(documents) == 1 and tally.reasons() == {"language fr": 1}
     with pytest.raises(UserError, match="corpus.language = 'english' is not known; did you mean 'en'\\?$"):
         refined(make_corpus(web=["x"]), language="english")
 
@@ -254,7 +254,7 @@ def test_the_knob_that_dropped_the_most_is_the_one_to_change(make_corpus, refine
     quality = {f"quality_{name}": str(tmp_path / f"{name}.jsonl") for name in ("good", "bad")}
     folder = make_corpus(web=[*texts, "{ short }"])
     for knobs, remedy in (
-        ({"language": "de"}, "in en 5; set corpus.language to the language of the text"),
+        ({"language": "de"}, "language en 5; set corpus.language to the language of the text"),
         ({"quality": "filter", "quality_threshold": 1.0, **quality}, "low quality 5; lower corpus.quality_threshold, or"),
         ({"quality": "weight", "quality_exponent": 1000.0, **quality}, "not sampled 5; lower corpus.quality_exponent, or"),
         ({"decontaminate": str(tmp_path / "task.jsonl"), "filters": ["c4"]}, "contaminated 4, .* 1; take the training text out of"),
