@@ -2,7 +2,7 @@
 
 Command:     python -m lmtiny.train --config configs/d4_38m.py --config.corpus.kind=files --config.corpus.path=FOLDER
 Hardware:    one GPU or TPU chip, bfloat16
-Fits:        from v5e-1 on --config.train.accumulation=2: 6.82 of 15.75 GiB a chip, says the TPU compiler
+Fits:        from v5e-1 on: 12.05 of 15.75 GiB a chip, says the TPU compiler
 Tokens:      786 million: 6,000 steps of 128 rows x 1,024
 Time:        not yet run
 Expected:    not yet run

@@ -19,6 +19,7 @@ from lmtiny.planning.shapes import Parameter, Shape, Sizes, parameters, saved_le
 
 FLOAT32 = 4
 AT_ONCE = 0.42  # of what a block keeps for its own backward pass, how much XLA has in memory at one time
+ALONE = 0.46  # of what jax keeps of unrolled layers, how much XLA does where one TPU takes a step alone; the rest it makes again
 WRITTEN_OUT = 0.04  # of a device's memory: a chunk's logits' gradient that takes less is written out, else made twice, where it is read
 MOVED_OUT = 0.75  # of the tables' gradients: how much XLA adds up whole over microbatches, to scatter it once a step
 LANES, SUBLANES = 128, 8  # a TPU lays the two innermost dimensions out in tiles of 8 x 128
@@ -138,7 +139,8 @@ def _saved(config: ml_collections.ConfigDict, shape: Shape, z: Sizes, size_of: S
     around = ((z.b, z.S, z.D), FLOAT32)
     again = max(leaves.count(around) - 1, 0) if config.model.scan_layers else 0  # unrolled, those of the blocks are of this shape too
     kept = functools.partial(_kept, z=z, attention=config.model.attention, size_of=size_of)
-    return sum(map(kept, leaves)), again * kept(around)
+    alone = size_of is tiled_bytes and math.prod(shape.values()) == 1 and config.model.remat == "none" and not config.model.scan_layers
+    return (ALONE if alone else 1.0) * sum(map(kept, leaves)), again * kept(around)
 
 
 def _kept(leaf: tuple[tuple[int, ...], int], z: Sizes, attention: str, size_of: SizeOf) -> int:

@@ -88,11 +88,12 @@ def test_less_of_everything_takes_less():
     ("name", "slice_name", "gib"),
     [
         ("d12", "v5e-8", 3.93), ("d12", "v6e-8", 4.93), ("d20", "v5e-8", 7.45), ("d20", "v6e-8", 7.76),
-        ("gpt2_124m", "v5e-8", 14.54), ("gpt2_124m", "v6e-8", 15.31),
+        ("gpt2_124m", "v5e-8", 14.54), ("gpt2_124m", "v6e-8", 15.31), ("d4_38m", "v5e-1", 12.05), ("d4_38m", "v6e-1", 12.42),
+        ("tiny", "v5e-1", 0.178),
     ],
 )  # fmt: skip
 def test_it_is_what_the_tpu_compiler_says(name, slice_name, gib):
-    """Rows of docs/performance.md: three sizes and two chips, of which the larger spends memory on the logits' gradient."""
+    """Rows of docs/performance.md: sizes and two chips, of which the larger spends memory on the logits' gradient; one chip alone."""
     one = slices.parse(slice_name)
     chip = chips.by_name(one.chip)
     shape = dict.fromkeys(config_lib.MESH_AXES, 1) | {"fsdp": one.num_chips}
