@@ -8,9 +8,10 @@ NANOCHAT is a checkout of github.com/karpathy/nanochat, TORCH_ENV an environment
 wandb and what else it imports; FOLDER has .txt books, of which the last two by name are held out from tokenizer and
 training.  Each side learns its own tokenizer, of the config's vocabulary, and trains its own model by its own program.
 
-- Time: a calibration run of --calibrate steps gives the seconds of a step, and with it the number of steps that take
-  --minutes; schedules follow that number.  Compilation (the first step), data, validation and checkpoints do not count.
-  A side that missed the time by more than 5 % is told.  The runs take turns, seed by seed.
+- Time: calibration runs of --calibrate steps, in turns, give the seconds of our step and how many times as long the other
+  side's takes, medians; with those the numbers of steps that take --minutes, which schedules follow.  So both sides have the
+  same time even where the machine's speed has changed since, and with it the seconds, which are told.  Compilation (the
+  first step), data, validation and checkpoints do not count.  The runs take turns, seed by seed.
 - Text: books are cleaned as lmtiny does for both.  nanochat's training documents are pieces of about --document-bytes, cut
   at blank lines and shuffled, since its loader reads them in order; lmtiny's are what its defaults make of the files.
 - Score: both see the held-out text as the same sections (corpus.section_bytes), cut in windows of <|bos|> and at most T
@@ -32,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 
-from sides import ours, peer, program, say
+from sides import ours, peer, program, say, steps_for
 
 HELD_OUT = 2  # books
 PEER_FLAGS = "--depth=4 --head-dim=64 --device-batch-size=8 --total-batch-size=2048"
@@ -48,8 +49,8 @@ def check(args):
     books = sorted(folder.glob("*.txt"), key=lambda path: path.name)
     if len(books) <= HELD_OUT:
         raise SystemExit(f"--books {args.books}: {len(books)} .txt books; at least {HELD_OUT + 1} are needed, {HELD_OUT} of them held out")
-    if args.minutes <= 0 or args.seeds < 1 or args.calibrate < 10:
-        raise SystemExit("--minutes must be above 0, --seeds at least 1, --calibrate at least 10")
+    if args.minutes <= 0 or args.seeds < 1 or args.calibrate < 10 or args.turns < 1:
+        raise SystemExit("--minutes must be above 0, --seeds and --turns at least 1, --calibrate at least 10")
     if wrong := [text for text in args.set if "=" not in text]:
         raise SystemExit(f"--set {wrong[0]}: must be KNOB=VALUE")
     if args.only == "ours":
@@ -110,12 +111,27 @@ def compare(args):
         sides["ours"] = ours(args, config, folder, work)
     if args.only != "ours":
         sides["peer"] = peer(args, config, texts, work)
+    steps = equal_steps(args, {side: calibrate for side, (_, calibrate, _) in sides.items()})
     results = {side: [] for side in sides}
     for seed in range(args.seeds):
-        for side, (_, train) in sides.items():
-            results[side].append(train(seed))
+        for side, (_, _, train) in sides.items():
+            results[side].append(train(seed, steps[side]))
             say(f"{side}, seed {seed}: {results[side][-1][0]:.4f} bits per byte after {results[side][-1][1]:.1f} s of training")
-    report(args, {side: facts for side, (facts, _) in sides.items()}, results, num_bytes)
+    report(args, {side: facts for side, (facts, _, _) in sides.items()}, results, num_bytes)
+
+
+def equal_steps(args, calibrations):
+    """Returns {side: steps of a run}, of the calibrations {side: f() -> seconds of a step}, which take --turns turns."""
+    seconds = {side: [] for side in calibrations}
+    for turn in range(args.turns):
+        for side, calibrate in calibrations.items():
+            seconds[side].append(calibrate())
+            say(f"{side}, calibration {turn}: {seconds[side][-1] * 1e3:.1f} ms a step")
+    first = next(iter(seconds.values()))
+    ratios = {side: statistics.median(own / others for own, others in zip(found, first, strict=True)) for side, found in seconds.items()}
+    steps = {side: steps_for(args.minutes, statistics.median(first) * ratio) for side, ratio in ratios.items()}
+    say(", ".join(f"{side}: {count} steps" for side, count in steps.items()))
+    return steps
 
 
 def report(args, facts, results, num_bytes):
@@ -161,6 +177,7 @@ def main():
     parser.add_argument("--only", choices=("ours", "peer"), help="one side alone")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each side")
     parser.add_argument("--calibrate", type=int, default=60, help="steps of a calibration run")
+    parser.add_argument("--turns", type=int, default=3, help="calibration runs of each side")
     parser.add_argument("--document-bytes", type=int, default=4000, help="of nanochat's training documents, at most")
     parser.add_argument("--work", help="a new folder is made in this one, and stays (default: where temporary files go)")
     args = parser.parse_args()

@@ -89,9 +89,9 @@ def run(args, books, name):
     with tempfile.TemporaryDirectory(prefix="recipe-", dir=args.work) as folder:
         work = pathlib.Path(folder).resolve()
         texts, _, num_bytes, _ = write_texts(books, config, work, 4000)
-        facts, train = ours(one, config, texts, work, num_steps)
+        facts, _, train = ours(one, config, texts, work)
         for seed in seeds:
-            score, _ = train(seed)
+            score, _ = train(seed, num_steps)
             if abs(facts["bytes"] / num_bytes - 1) > 1e-3:
                 raise SystemExit(f"{name}: scored {facts['bytes']:,} bytes of {num_bytes:,}: not the same text")
             yield {"name": name, "seed": seed, "tokens_equal": args.tokens, "bits_per_byte": score, "ms": ms, "base": args.base,
@@ -189,7 +189,7 @@ def main():
         if args.books:
             if args.work:
                 pathlib.Path(args.work).mkdir(parents=True, exist_ok=True)
-            books = check(argparse.Namespace(**vars(args) | {"only": "ours", "calibrate": 10}))
+            books = check(argparse.Namespace(**vars(args) | {"only": "ours", "calibrate": 10, "turns": 1}))
             for name in args.names:
                 for record in run(args, books, name):
                     keep(record)

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -77,11 +78,8 @@ def our_run(args, config, books, work, name, num_steps, more, score="bits_per_by
     return *whole(seconds), lines[-1].get(f"validation_{score}")
 
 
-def ours(args, config, books, work, num_steps=None):
-    """Prepares lmtiny's data; returns (its facts, f(seed) -> (bits per byte, seconds)).
-
-    `num_steps`: of a run; None: as many as take --minutes, by a calibration run.
-    """
+def ours(args, config, books, work):
+    """Prepares lmtiny's data; returns (its facts, f() -> seconds of a step, f(seed, steps) -> (bits per byte, seconds))."""
     from lmtiny.data import loader, shards
     from lmtiny.model import size
 
@@ -90,22 +88,23 @@ def ours(args, config, books, work, num_steps=None):
     rows = loader.Rows(prepared, "validation", config.model.context_length)
     counted = sum(int(prepared.tokenizer.token_bytes[rows[number][1:]].sum()) for number in range(len(rows)))
     config.tokenizer.vocab_size = prepared.tokenizer.vocab_size
-    if num_steps is None:
-        say("ours: calibrating")
-        _, step, _ = our_run(args, config, books, work, "ours-calibration", args.calibrate, {"evaluation.rows": 1, "log.every": 5})
-        num_steps = steps_for(args.minutes, step)
-        say(f"ours: {step * 1e3:.1f} ms a step, {num_steps} steps")
+    facts = {
+        "who": "lmtiny", "settings": " ".join([pathlib.Path(args.config).stem, *args.set]), "vocabulary": prepared.tokenizer.vocab_size,
+        "parameters": size.count_parameters(config)["total"], "bytes": counted,
+    }  # fmt: skip
 
-    def train(seed):
+    def calibrate():
+        name = "ours-calibration"
+        shutil.rmtree(work / name, ignore_errors=True)
+        return our_run(args, config, books, work, name, args.calibrate, {"evaluation.rows": 1, "log.every": 5})[1]
+
+    def train(seed, num_steps):
+        facts["steps"], facts["tokens"] = num_steps, num_steps * config.train.batch_size * config.model.context_length
         more = {"seed": seed, "evaluation.rows": len(rows)}
         seconds, _, score = our_run(args, config, books, work, f"ours-seed{seed}", num_steps, more)
         return score, seconds
 
-    return {
-        "who": "lmtiny", "settings": " ".join([pathlib.Path(args.config).stem, *args.set]), "vocabulary": prepared.tokenizer.vocab_size,
-        "parameters": size.count_parameters(config)["total"], "steps": num_steps,
-        "tokens": num_steps * config.train.batch_size * config.model.context_length, "bytes": counted,
-    }, train  # fmt: skip
+    return facts, calibrate, train
 
 
 def peer(args, config, texts, work):
@@ -129,14 +128,13 @@ def peer(args, config, texts, work):
         tokens = int(re.search(r"Total number of training tokens: ([\d,]+)", output)[1].replace(",", ""))
         return *whole(seconds[1:]), tokens, re.search(r"Total training time: (\S+)", output)[1]
 
-    say("peer: calibrating")
-    _, step, _, _ = base_train("peer-calibration", args.calibrate, PEER_SEED)
-    num_steps = steps_for(args.minutes, step)
-    say(f"peer: {step * 1e3:.1f} ms a step, {num_steps} steps")
-    facts = {"who": "nanochat", "settings": args.peer_flags, "vocabulary": config.tokenizer.vocab_size, "steps": num_steps}
+    facts = {"who": "nanochat", "settings": args.peer_flags, "vocabulary": config.tokenizer.vocab_size}
 
-    def train(seed):
-        name = f"peer-seed{seed}"
+    def calibrate():
+        return base_train("peer-calibration", args.calibrate, PEER_SEED)[1]
+
+    def train(seed, num_steps):
+        name, facts["steps"] = f"peer-seed{seed}", num_steps
         seconds, _, facts["tokens"], told = base_train(name, num_steps, PEER_SEED + seed)
         say(f"peer, seed {seed}: its loop says {told} (without its first 11 steps)")
         command = [*job, "score", "--texts", str(texts), "--folder", str(base / "base_checkpoints" / name)]
@@ -144,4 +142,4 @@ def peer(args, config, texts, work):
         facts["parameters"], facts["bytes"] = score["parameters"], score["bytes"]
         return score["nats"] / (math.log(2) * score["bytes"]), seconds
 
-    return facts, train
+    return facts, calibrate, train
