@@ -9,9 +9,9 @@ wandb and what else it imports; FOLDER has .txt books, of which the last two by 
 training.  Each side learns its own tokenizer, of the config's vocabulary, and trains its own model by its own program.
 
 - Time: calibration runs of --calibrate steps, in turns, give the seconds of our step and how many times as long the other
-  side's takes, medians; with those the numbers of steps that take --minutes, which schedules follow.  So both sides have the
-  same time even where the machine's speed has changed since, and with it the seconds, which are told.  Compilation (the
-  first step), data, validation and checkpoints do not count.  The runs take turns, seed by seed.
+  side's takes, medians; with those the numbers of steps that take --minutes, which schedules follow.  A machine that is slower
+  or faster in the runs changes the seconds, which are told, and a side that missed --minutes by more than 5 %.  Compilation
+  (the first step), data, validation and checkpoints do not count.  The runs take turns, seed by seed.
 - Text: books are cleaned as lmtiny does for both.  nanochat's training documents are pieces of about --document-bytes, cut
   at blank lines and shuffled, since its loader reads them in order; lmtiny's are what its defaults make of the files.
 - Score: both see the held-out text as the same sections (corpus.section_bytes), cut in windows of <|bos|> and at most T
@@ -41,18 +41,26 @@ PEER_NEEDS = "torch, rustbpe, tiktoken, pyarrow.parquet, wandb, requests, filelo
 HERE = pathlib.Path(__file__).resolve()
 
 
-def check(args):
-    """Ends the program with one line where folder, books, nanochat or its Python are not what is needed; returns the books."""
+def check_books(args):
+    """Ends the program with one line where books, minutes, seeds or knobs are not what is needed; returns the books."""
     folder = pathlib.Path(args.books)
     if not folder.is_dir():
         raise SystemExit(f"--books {args.books}: no such folder")
     books = sorted(folder.glob("*.txt"), key=lambda path: path.name)
     if len(books) <= HELD_OUT:
         raise SystemExit(f"--books {args.books}: {len(books)} .txt books; at least {HELD_OUT + 1} are needed, {HELD_OUT} of them held out")
-    if args.minutes <= 0 or args.seeds < 1 or args.calibrate < 10 or args.turns < 1:
-        raise SystemExit("--minutes must be above 0, --seeds and --turns at least 1, --calibrate at least 10")
+    if args.minutes <= 0 or args.seeds < 1:
+        raise SystemExit("--minutes must be above 0, --seeds at least 1")
     if wrong := [text for text in args.set if "=" not in text]:
         raise SystemExit(f"--set {wrong[0]}: must be KNOB=VALUE")
+    return books
+
+
+def check(args):
+    """Ends the program with one line where calibration, nanochat or its Python are not what is needed either; returns the books."""
+    books = check_books(args)
+    if args.calibrate < 10 or args.turns < 1:
+        raise SystemExit("--calibrate must be at least 10, --turns at least 1")
     if args.only == "ours":
         return books
     if not (pathlib.Path(args.peer) / "scripts" / "base_train.py").is_file():

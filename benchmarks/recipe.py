@@ -20,7 +20,7 @@ import sys
 import tempfile
 
 import variants
-from equal_time import check, write_texts
+from equal_time import check_books, write_texts
 from sides import ours, say, steps_for
 
 from lmtiny import config as config_lib
@@ -189,7 +189,7 @@ def main():
         if args.books:
             if args.work:
                 pathlib.Path(args.work).mkdir(parents=True, exist_ok=True)
-            books = check(argparse.Namespace(**vars(args) | {"only": "ours", "calibrate": 10, "turns": 1}))
+            books = check_books(args)
             for name in args.names:
                 for record in run(args, books, name):
                     keep(record)

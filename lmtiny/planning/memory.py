@@ -1,8 +1,8 @@
 """What a train step keeps in one device's memory, by formula, in a fraction of a second and without compiling.
 
-Exact, up to the padding of tiles: the state (weights, optimizer), the batch, what the backward pass keeps of the forward
-pass (jax says it: `shapes.saved_leaves`).  Estimated: gradients, gathered weights, logits, and the block that is at work;
-how XLA overlaps them is its own affair.  docs/planning.md compares with the TPU compiler.
+Exact, up to the padding of tiles: the state (weights, optimizer), the batch, what jax's backward pass keeps of the forward
+pass (`shapes.saved_leaves`).  Estimated: how much of that one TPU alone keeps of unrolled layers, gradients, gathered weights,
+logits, and the block that is at work; how XLA overlaps them is its own affair.  docs/planning.md compares with the TPU compiler.
 """
 
 import copy
@@ -133,7 +133,7 @@ def _saved(config: ml_collections.ConfigDict, shape: Shape, z: Sizes, size_of: S
     """Returns (bytes that the forward pass leaves for the backward pass, those of them that are not there while the head is at work).
 
     Outside the blocks jax keeps what goes into the last norm and what comes out of it, in float32; XLA keeps one, and makes
-    the others of it again.
+    the others of it again.  Unrolled, and with nothing to send, it makes more than half of all again.
     """
     leaves = saved_leaves(config, shape)
     around = ((z.b, z.S, z.D), FLOAT32)

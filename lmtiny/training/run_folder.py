@@ -1,7 +1,6 @@
 """The folder of a run: what is put there at its start, and whether a start goes on with what is there."""
 
 import contextlib
-import json
 import os
 import pathlib
 import time
@@ -50,8 +49,8 @@ def refuse_another_config(workdir: pathlib.Path, config: ml_collections.ConfigDi
         return
     path = workdir / "checkpoints" / str(steps[-1])
     try:
-        before = config_lib.from_dict(json.loads((path / checkpoint.MANIFEST).read_bytes())["config"], str(path))
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+        before = checkpoint.load_config(checkpoint.read_manifest(path), path)
+    except UserError:
         return  # damaged: that is for `open_run` to tell, which looks for one that is not
     now = config_lib.from_dict(config.to_dict(), "")
     now.tokenizer.vocab_size = before.tokenizer.vocab_size  # what it comes to follows from the text

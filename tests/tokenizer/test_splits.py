@@ -12,10 +12,10 @@ from lmtiny.tokenizer.huggingface import KNOWN_SPLITS
 
 SPLITS = sorted(set(KNOWN_SPLITS.values()))
 BYTES = {bytes([value]): value for value in range(256)}
-# Every pair of what a piece may hold, so that where a piece ends shows in the ids; and of some three.
 FOUND = [*"aZs'0\u00e9 \n\r\t.,/", " a", "'s", "  "]
-RANKS = dict.fromkeys([*BYTES, *((one + other).encode() for one in FOUND for other in FOUND)])
-RANKS = {token: rank for rank, token in enumerate(RANKS)}
+# A token for each byte and each pair of these, so that where a piece ends shows in the ids.
+TOKENS = dict.fromkeys([*BYTES, *((one + other).encode() for one in FOUND for other in FOUND)])
+RANKS = {token: rank for rank, token in enumerate(TOKENS)}
 
 texts = st.text("aZstvélR'’0²1 \n\r\t\u00a0\u2028.,/!가が") | st.text() | st.lists(st.sampled_from(FOUND)).map("".join)
 
