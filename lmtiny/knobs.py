@@ -114,7 +114,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("download_dir", str, "downloads", "", "sources: folder that shards are downloaded to, and found in again"),
         Knob("installed_packages", bool, False, "", "builtin: also read the installed packages (their text varies with their versions)"),
         Knob("section_bytes", int, 65536, "bytes", "a .txt file longer than this is cut into documents of about this size, at blank lines where there are some, or else at line ends, or else at blanks", at_least(1024)),
-        Knob("validation_fraction", float, 0.05, "", "share of the documents held out for validation", within(0.0001, 0.5)),
+        Knob("validation_fraction", float, 0.05, "", "share of the documents held out for validation, where validation_path names none", within(0.0001, 0.5)),
         Knob("near_duplicate", float, 0.5, "Jaccard", "a training document this similar to a held-out one (word 5-grams) is dropped; above 1: never", above(0)),
         *REFINING,
         Knob("quality_good", str, "", "", "texts to be liked: a folder, a file or a glob of .txt, .jsonl or .parquet"),
