@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from lmtiny import console
 from lmtiny.errors import UserError
@@ -28,7 +29,8 @@ class Reporter:
         self.first_step, self.counted, self.clock = first_step, first_step, time.monotonic()
         self.tokens_a_step = config.train.batch_size * config.model.context_length
         self.flops_a_token, self.peak = size.flops_per_token(config)["causal"], peak_flops() * jax.device_count()
-        self.rate, self.peak_rate = schedule(config), peak_rates(config)["matrix"]
+        # Here, not at a log line: the device would first finish the step that it has at hand.
+        self.rates = peak_rates(config)["matrix"] * np.asarray(schedule(config)(np.arange(config.train.num_steps)))
         self._waiting: tuple[int, dict[str, jax.Array]] | None = None
 
     def tell(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -48,10 +50,11 @@ class Reporter:
         if step == self.first_step + 1:  # it compiled: no measure of speed
             console.say(f"first step done {console.duration(now - self.started)} after the start, loss {values['loss']:.3f}")
         speed = (step - self.counted) * self.tokens_a_step / (now - self.clock)
+        self.clock, self.counted = now, step
         figures: dict[str, float] = {
             "loss": values["loss"],
             "grad_norm": values["grad_norm"],
-            "learning_rate": self.peak_rate * float(self.rate(step - 1)),
+            "learning_rate": float(self.rates[step - 1]),
             "tokens_per_second": speed,
             "tokens": step * self.tokens_a_step,
         }
@@ -61,12 +64,10 @@ class Reporter:
             figures["mfu"] = speed * self.flops_a_token / self.peak
         if self.log is not None:
             self.log.write(step, **figures)
-        if step == self.first_step + 1:  # the rate of a step that was compiled foretells nothing
-            self.resume(step)
+        if step == self.first_step + 1 < self.config.train.num_steps:  # the rate of a step that was compiled foretells nothing
             return
         shown = {"mfu": f"{figures['mfu']:.1%}"} if self.peak else {}
         self.bar.update(step * self.tokens_a_step, step=f"{step}/{self.config.train.num_steps}", loss=f"{values['loss']:.3f}", **shown)
-        self.resume(step)
 
     def resume(self, step: int) -> None:
         """Starts the clock anew after step `step`: what lay between (validation, samples, saving) is no training time."""
