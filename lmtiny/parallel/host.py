@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import re
+import sys
 
 # Where drivers show their devices in /dev, on Linux.
 _TPU_FILES, _NVIDIA_FILES, _AMD_FILES = ("accel*", "vfio/[0-9]*"), ("nvidia[0-9]*",), ("kfd",)
@@ -16,13 +17,15 @@ _PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds="
 
 
 def leave_out_missing_tpu() -> None:
-    """Tells jax not to look for a TPU where there is none; call before anything else touches jax.
+    """Tells jax not to look for a TPU where there is none; call before anything asks jax for devices.
 
     libtpu may be installed for its compiler alone (`pip install -e ".[tpu]"`), and prints a screenful when it finds no TPU.
     """
     if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or _present(*_TPU_FILES):
         return
     os.environ["JAX_PLATFORMS"] = "cuda,cpu" if _present(*_NVIDIA_FILES) else "cpu"
+    if jax := sys.modules.get("jax"):  # which read that when it was imported
+        jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 
 def keep_freed_memory() -> None:

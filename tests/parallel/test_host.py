@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -39,8 +40,12 @@ def test_jax_looks_for_a_tpu_only_where_libtpu_may_find_one(libtpu, files, own, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if libtpu and name == "libtpu" else None)
     monkeypatch.setattr(host, "_present", lambda *patterns: bool(set(patterns) & set(files)))
     monkeypatch.setattr(host.os, "environ", {"JAX_PLATFORMS": own} if own else {})
+    told = []
+    imported = types.SimpleNamespace(config=types.SimpleNamespace(update=lambda *setting: told.append(setting)))
+    monkeypatch.setitem(sys.modules, "jax", imported)  # which read the environment when it was imported
     host.leave_out_missing_tpu()
     assert host.os.environ.get("JAX_PLATFORMS") == expected
+    assert told == ([("jax_platforms", expected)] if expected and not own else [])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is of Linux")
