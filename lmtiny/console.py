@@ -85,12 +85,12 @@ def human(number: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a span of time: "20 µs", "35 ms", "4.2 s", "3 min 05 s", "2 h 05 min", "3 d 04 h"."""
+    """Returns a span of time: "20 µs", "350 ms", "4.2 s", "3 min 05 s", "2 h 05 min", "3 d 04 h"."""
     if not math.isfinite(seconds):
         return "unknown"
     if 0 < seconds < 0.00095:
         return f"{seconds * 1e6:.0f} µs"
-    if seconds < 0.0995:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
@@ -102,9 +102,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
-def counted(number: int, what: str) -> str:
-    """Returns "1 unit", "2,048 units"."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def counted(number: int, what: str, several: str = "") -> str:
+    """Returns "1 unit", "2,048 units", or `several` in place of "units"."""
+    return f"{number:,} {what if number == 1 else several or f'{what}s'}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

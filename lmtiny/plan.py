@@ -79,8 +79,11 @@ def main() -> int:
     if args.mesh or meshes.is_default(config):
         config = meshes.with_mesh(config, meshes.parse(args.mesh) if args.mesh else meshes.suggest(config, num_devices, num_slices))
     shape = config_lib.mesh_shape(config, num_devices)
-    console.say(f"{config.name} on {target.name if target else f'{num_devices} x {chip.name}'}, mesh: {meshes.name(shape)}\n")
     config = shapes.with_attention(config, shape, chip)
+    console.say(f"{config.name} on {target.name if target else f'{num_devices} x {chip.name}'}, mesh: {meshes.name(shape)}")
+    z = shapes.sizes(config, shape)
+    each = f"{console.counted(z.b, 'row')} of {z.T:,} tokens on each device"
+    console.say(f"a step of {console.counted(z.A, 'microbatch', 'microbatches')}, {each}\n")
     lines, needs = traffic.traffic(config, shape), memory_on(chip, config, shape)
     bounds = roofline(config, shape, chip, lines, num_slices)
     report: dict[str, Any] = {
@@ -128,7 +131,7 @@ def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, 
         chip = chips.by_name(args.device, number)
         assert chip is not None
         if args.slices > 1 and number % args.slices:
-            raise UserError(f"{number} devices are not {args.slices} equal slices")
+            raise UserError(f"{console.counted(number, 'device')} cannot be {args.slices} equal slices")
         return chip, number, args.slices or 1
     import jax
 
@@ -223,7 +226,7 @@ def say_time(config: "ml_collections.ConfigDict", bounds: "Roofline | None", chi
     tokens = config.train.batch_size * config.model.context_length
     console.say(
         f"\nFLOPs a token: {console.human(flops['full'])} (full attention), {console.human(flops['causal'])} (causal); "
-        f"a step of {tokens:,} tokens: {console.human(flops['full'] * tokens)}"
+        f"a step of {tokens:,} tokens: {console.human(flops['causal'] * tokens)}"
     )
     if bounds is None:
         console.say(f"the speed of one {chip.name} is not known, so no time is given")
@@ -233,8 +236,9 @@ def say_time(config: "ml_collections.ConfigDict", bounds: "Roofline | None", chi
     best, worst = bounds.at_best, bounds.at_worst
     whole_run = config.train.num_steps * best
     console.say(
-        f"a step takes at least {console.duration(best)} if all overlaps (MFU at most {bounds.mfu(best):.0%}), {console.duration(worst)} "
-        f"if nothing is sent meanwhile ({bounds.mfu(worst):.0%}); {config.train.num_steps:,} steps at least {console.duration(whole_run)}"
+        f"a step takes at least {console.duration(best)} if all overlaps (MFU at most {bounds.mfu(best):.0%}, of causal FLOPs), "
+        f"{console.duration(worst)} if nothing is sent meanwhile ({bounds.mfu(worst):.0%}); "
+        f"{config.train.num_steps:,} steps at least {console.duration(whole_run)}"
     )
     facts = [f"{console.human(chip.peak_flops, 'FLOP/s')} in bfloat16", f"{console.human(chip.memory_bandwidth, 'B/s')} memory"]
     if math.prod(shape.values()) > 1:
@@ -245,14 +249,23 @@ def say_time(config: "ml_collections.ConfigDict", bounds: "Roofline | None", chi
 
 
 def say_advice(config: "ml_collections.ConfigDict", shape: dict[str, int], chip: Chip) -> list[dict[str, Any]]:
-    from lmtiny.planning import fit
+    """Says what would make the step fit, the fastest by formula first; returns it."""
+    from lmtiny.planning import fit, traffic
+    from lmtiny.planning.roofline import roofline
 
-    found = list(fit.advice(config, shape, chip))
+    found = []
+    for advice in fit.advice(config, shape, chip):
+        changed, new_shape = fit.changed(config, shape, advice.overrides)
+        bounds = roofline(changed, new_shape, chip, traffic.traffic(changed, new_shape))
+        found.append({**dataclasses.asdict(advice), "text": advice.text, "seconds": bounds.at_best if bounds else None})
+    found.sort(key=lambda one: one["seconds"] or 0.0)
     if not found:
-        console.say("no knob alone makes it fit: take more devices, split over parallel.tensor or parallel.pipeline")
+        more = f"--survey {chip.name} says how many it takes" if chip.name != "cpu" else "or a smaller model"
+        console.say(f"no knob makes it fit here: take more devices, {more}")
     for one in found[:3]:
-        console.say(f"{'it would fit with' if one is found[0] else 'or with'}  {one.text}  ({gib(one.needed)} GiB)")
-    return [dataclasses.asdict(one) for one in found]
+        time = f", a step at least {console.duration(one['seconds'])}" if one["seconds"] else ""
+        console.say(f"{'it would fit with' if one is found[0] else 'or with'}  {one['text']}  ({gib(one['needed'])} GiB{time})")
+    return found
 
 
 def say_compiled(compiled: "Compiled", needs: "Memory", lines: "list[Line]") -> None:

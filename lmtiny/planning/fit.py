@@ -72,13 +72,11 @@ def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Itera
 
 
 def _that_fits(config: ml_collections.ConfigDict, shape: Shape, chip: Chip, overrides: dict[str, Any]) -> Advice | None:
-    changed = _changed(config, overrides)
     try:
-        config_lib.check(changed)
-        new_shape = config_lib.mesh_shape(changed, math.prod(shape.values()))
+        new_config, new_shape = changed(config, shape, overrides)
     except UserError:
         return None
-    needed = memory_on(chip, changed, new_shape).needed
+    needed = memory_on(chip, new_config, new_shape).needed
     return Advice(overrides, needed) if needed <= WARNED_ABOVE * chip.memory else None
 
 
@@ -99,10 +97,12 @@ def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str,
     return [change for change in changes if change[1]]
 
 
-def _changed(config: ml_collections.ConfigDict, overrides: dict[str, Any]) -> ml_collections.ConfigDict:
-    changed = copy.deepcopy(config)
+def changed(config: ml_collections.ConfigDict, shape: Shape, overrides: dict[str, Any]) -> tuple[ml_collections.ConfigDict, Shape]:
+    """Returns (the config with these knobs, its mesh over as many devices); raises UserError where that cannot work."""
+    new_config = copy.deepcopy(config)
     for name, value in overrides.items():
-        config_lib.set_knob(changed, name, value)
+        config_lib.set_knob(new_config, name, value)
     if "parallel.fsdp" in overrides:
-        changed.parallel.data = 0
-    return changed
+        new_config.parallel.data = 0
+    config_lib.check(new_config)
+    return new_config, config_lib.mesh_shape(new_config, math.prod(shape.values()))

@@ -39,11 +39,12 @@ def is_default(config: ml_collections.ConfigDict) -> bool:
     return all(config.parallel[name] <= 1 for name in config_lib.MESH_AXES)
 
 
-def suggest(config: ml_collections.ConfigDict, num_devices: int, num_slices: int = 1) -> dict[str, int]:
+def suggest(config: ml_collections.ConfigDict, num_devices: int, num_slices: int = 1, tensor: int = 0) -> dict[str, int]:
     """Returns a mesh (axis -> devices, ones left out) over `num_devices` in all that `config.mesh_shape` accepts.
 
     All of a slice's devices share the weights (fsdp) as far as width, vocabulary and batch divide; the rest, and the
-    slices, are copies (data).  Only where the batch has too few rows are heads and MLP split (tensor).
+    slices, are copies (data).  Only where the batch has too few rows, or those do not divide, are heads and MLP split (tensor);
+    `tensor` above 0: over so many devices.
 
     Raises:
       UserError: there is none; the line says what does not divide on the smallest.
@@ -51,11 +52,11 @@ def suggest(config: ml_collections.ConfigDict, num_devices: int, num_slices: int
     inside = num_devices // num_slices
     experts = int(config.model.get("num_experts", 0) or 0)
     problem: UserError | None = None
-    for tensor in _divisors(inside):
-        for fsdp in reversed(_divisors(inside // tensor)):
+    for split in [tensor] if tensor else _divisors(inside):
+        for fsdp in reversed(_divisors(inside // split)):
             # With experts, an expert axis takes what it can of what fsdp would have had.
             expert = math.gcd(experts, fsdp) if experts else 1
-            shape = {"data": num_devices // (tensor * fsdp), "fsdp": fsdp // expert, "expert": expert, "tensor": tensor}
+            shape = {"data": num_devices // (split * fsdp), "fsdp": fsdp // expert, "expert": expert, "tensor": split}
             try:
                 config_lib.mesh_shape(with_mesh(config, shape), num_devices)
             except UserError as error:

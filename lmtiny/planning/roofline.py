@@ -40,7 +40,7 @@ class Roofline:
         return (max(self.compute, self.memory) + self.links) / (1 - self.idle)
 
     def mfu(self, seconds: float) -> float:
-        """Returns the share of the peak that the model's own FLOPs (no recomputation, full attention) make up."""
+        """Returns the share of the peak that the model's own FLOPs (no recomputation, causal attention) make up."""
         return self.model_flops / (seconds * self.peak_flops)
 
 
@@ -51,7 +51,7 @@ def roofline(config: ml_collections.ConfigDict, shape: Shape, chip: Chip, lines:
     if not chip.peak_flops:
         return None
     tokens = config.train.batch_size * config.model.context_length / math.prod(shape.values())
-    model_flops = size.flops_per_token(config)["full"] * tokens
+    model_flops = size.flops_per_token(config)["causal"] * tokens  # a core that computes more of the scores than that is slower
     # Recomputing a block is one more forward pass of the three that a step is.
     again = {"none": 0.0, "block": 1 / 3}.get(config.model.remat, 0.1)
     flops = model_flops * (1 + again)

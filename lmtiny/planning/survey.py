@@ -1,4 +1,4 @@
-"""On how many devices a config fits, and how: for each size of slice, the mesh and the fewest microbatches."""
+"""On how many devices a config fits, and how: for each size of slice, the mesh and the microbatches."""
 
 import copy
 import dataclasses
@@ -13,6 +13,7 @@ from lmtiny.planning import meshes, shapes, slices
 from lmtiny.planning.fit import WARNED_ABOVE
 from lmtiny.planning.memory import memory_on
 
+TENSOR = (2, 4, 8)  # heads and MLP are split over so many devices where nothing else makes it fit
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # of devices that are not counted in slices
 
 
@@ -42,7 +43,8 @@ class Option:
 def survey(config: ml_collections.ConfigDict, chip: chips.Chip) -> Iterator[Option]:
     """Yields an Option for each size of slice (TPU) or number of devices, smallest first, that the config can be split over.
 
-    The accumulation is the config's, or the next higher one with which the step fits; where none fits, the highest.
+    The accumulation is the config's, or the next higher one with which the step fits; where none fits, the highest.  Heads and
+    MLP are split (tensor) only where the step does not fit without, or the rows do not divide.
     """
     named = {name: slices.parse(name).num_chips for name, (kind, _) in slices.NAMED.items() if kind == chip.name}
     for name, count in (named or {f"{chip.name} x {number}": number for number in COUNTS}).items():
@@ -51,22 +53,42 @@ def survey(config: ml_collections.ConfigDict, chip: chips.Chip) -> Iterator[Opti
 
 
 def _option(config: ml_collections.ConfigDict, chip: chips.Chip, name: str, num_devices: int) -> Option | None:
-    last = None
+    """Returns the first that fits: without tensor parallelism if it can be, then with as few microbatches as can be.
+
+    Where none fits, the one of the most microbatches, for the least tensor parallelism there is.
+    """
+    none_fits = None
+    for tensor in (count for count in (1, *TENSOR) if num_devices % count == 0):
+        candidates = _candidates(config, chip, num_devices, tensor)
+        if not candidates:
+            continue
+        last = _measured(chip, name, num_devices, *candidates[-1])
+        if last.fits:  # so one of them does, and more microbatches never need more
+            return next(found for one in candidates if (found := _measured(chip, name, num_devices, *one)).fits)
+        none_fits = none_fits or last
+    return none_fits
+
+
+def _candidates(
+    config: ml_collections.ConfigDict, chip: chips.Chip, num_devices: int, tensor: int
+) -> list[tuple[ml_collections.ConfigDict, dict[str, int]]]:
+    """Returns (config, mesh) for each number of microbatches from the config's own on that the mesh of the first leaves room for."""
+    found: list[tuple[ml_collections.ConfigDict, dict[str, int]]] = []
     batch = config.train.batch_size
     for accumulation in (count for count in range(config.train.accumulation, batch + 1) if batch % count == 0):
         changed = copy.deepcopy(config)
         changed.train.accumulation = accumulation
         try:
-            mesh = meshes.suggest(changed, num_devices)
-            if last and mesh != last.mesh:  # another mesh only because there are too few rows: more microbatches do not help
-                break
-            changed = meshes.with_mesh(changed, mesh)
-            shape = config_lib.mesh_shape(changed, num_devices)
-        except UserError:
+            mesh = meshes.suggest(changed, num_devices, tensor=tensor)
+        except UserError:  # rows that do not divide: more microbatches may have others
+            continue
+        if found and mesh != found[-1][1]:  # another mesh only because there are too few rows
             break
-        changed = shapes.with_attention(changed, shape, chip)
-        needed = memory_on(chip, changed, shape).needed
-        last = Option(name, num_devices, mesh, accumulation, changed, needed, needed <= WARNED_ABOVE * chip.memory)
-        if last.fits:
-            break
-    return last
+        changed = meshes.with_mesh(changed, mesh)
+        found.append((shapes.with_attention(changed, config_lib.mesh_shape(changed, num_devices), chip), mesh))
+    return found
+
+
+def _measured(chip: chips.Chip, name: str, num_devices: int, config: ml_collections.ConfigDict, mesh: dict[str, int]) -> Option:
+    needed = memory_on(chip, config, config_lib.mesh_shape(config, num_devices)).needed
+    return Option(name, num_devices, mesh, config.train.accumulation, config, needed, needed <= WARNED_ABOVE * chip.memory)

@@ -42,6 +42,7 @@ def test_human(number: float, unit: str, shown: str) -> None:
         (0, "0 ms"),
         (2e-5, "20 µs"),
         (0.035, "35 ms"),
+        (0.266, "266 ms"),
         (4.24, "4.2 s"),
         (59.6, "1 min 00 s"),
         (185, "3 min 05 s"),

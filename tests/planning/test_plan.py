@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from lmtiny import config as config_lib
+from lmtiny.parallel import chips
+from lmtiny.planning import survey as survey_lib
 from lmtiny.planning import tpu_compiler
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -37,10 +40,17 @@ def test_a_plan_names_memory_traffic_and_time(tmp_path):
     assert report["parameters"]["total"] == sum(count for name, count in report["parameters"].items() if name != "total")
 
 
-def test_what_does_not_fit_is_said_with_advice():
-    done = plan(*TINY, "--device", "v5e", "--config.train.batch_size=4096")
+def test_what_does_not_fit_is_said_with_advice(tmp_path):
+    done = plan(*TINY, "--device", "v5e", "--config.train.batch_size=2048", "--json", str(tmp_path / "plan.json"))
     assert done.returncode == 1
-    assert "IT DOES NOT FIT" in done.stdout and "it would fit with  --config.train.accumulation=" in done.stdout
+    assert "IT DOES NOT FIT" in done.stdout and "\nor with  --config.train.accumulation=2  (" in done.stdout
+    found = json.loads((tmp_path / "plan.json").read_text())["advice"]
+    assert [one["seconds"] for one in found] == sorted(one["seconds"] for one in found) and found[0]["text"] in done.stdout
+
+
+def test_what_no_knob_helps_is_told_of_the_survey():
+    done = plan(*TINY, "--device", "v5e", "--config.model.width=16384", "--config.model.num_heads=128")
+    assert done.returncode == 1 and "no knob makes it fit here: take more devices, --survey v5e says how many it takes" in done.stdout
 
 
 def test_a_survey_takes_the_fewest_microbatches_that_fit(tmp_path):
@@ -55,6 +65,19 @@ def test_a_survey_takes_the_fewest_microbatches_that_fit(tmp_path):
     with_fewer = ["--config", str(ROOT / "configs" / "d12.py"), "--device", "v5e-1"]
     with_fewer.append(f"--config.train.accumulation={one['accumulation'] // 2}")
     assert one["needed"] <= 0.95 * 15.75 * 2**30 < plan_needs(tmp_path, *with_fewer)
+
+
+def option(name, chip, slice_name, num_devices):
+    return survey_lib._option(config_lib.load(str(ROOT / "configs" / f"{name}.py")), chips.by_name(chip), slice_name, num_devices)
+
+
+def test_a_survey_splits_heads_only_where_nothing_else_fits():
+    rows_do_not_divide = option("gpt2_124m", "h100", "h100 x 16", 16)  # 120 of a microbatch: of 96, 16 devices have 6 each
+    assert rows_do_not_divide.fits and rows_do_not_divide.mesh == {"fsdp": 16} and rows_do_not_divide.accumulation == 5
+    too_large = option("qwen2_5_7b", "v5e", "v5e-16", 16)
+    assert too_large.fits and too_large.mesh == {"fsdp": 8, "tensor": 2}
+    far_too_large = option("qwen2_5_7b", "v5e", "v5e-4", 4)
+    assert not far_too_large.fits and far_too_large.mesh == {"fsdp": 4} and far_too_large.accumulation == 64
 
 
 def plan_needs(folder, *arguments):
