@@ -85,6 +85,8 @@ def _nearest(name: str) -> str:
     if chip in _FORMS and separator == "-" and rest.isdecimal():
         close = min((one for one in NAMED if one.startswith(f"{chip}-")), key=lambda one: abs(int(one.split("-")[1]) - int(rest)))
         return f"; the nearest is {close}"
+    if chip in _FORMS and separator == ":" and re.fullmatch(r"\d+(x\d+)+", rest):
+        return f"; did you mean {chip}:{min(_FORMS[chip][0], key=lambda form: abs(_size(form) - _size(rest)))}?"
     everything = [*NAMED, *(f"{one}:{form}" for one, form in NAMED.values())]
     if chip in _FORMS:
         everything = [one for one in everything if one.startswith(chip)]

@@ -25,7 +25,7 @@ def test_several_slices():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("v5e-12", "nearest is v5e-8"), ("v5p-4", "nearest is v5p-8"), ("v5e:3x3", "did you mean v5e:"), ("v7e-8", "did you mean v.e-8"),
+    [("v5e-12", "nearest is v5e-8"), ("v5p-4", "nearest is v5p-8"), ("v5e:3x5", "did you mean v5e:4x4"), ("v7e-8", "did you mean v.e-8"),
      ("v5e:2x2x2", "did you mean"), ("h100", "there are, for example"), ("v5e-8*x", "number of slices")],
 )  # fmt: skip
 def test_wrong_names_are_refused_with_the_nearest(text, message):
