@@ -62,9 +62,12 @@ def _option(config: ml_collections.ConfigDict, chip: chips.Chip, name: str, num_
         candidates = _candidates(config, chip, num_devices, tensor)
         if not candidates:
             continue
-        last = _measured(chip, name, num_devices, *candidates[-1])
-        if last.fits:  # so one of them does, and more microbatches never need more
-            return next(found for one in candidates if (found := _measured(chip, name, num_devices, *one)).fits)
+        # The first apart, as a step of one microbatch has no sum of gradients; from two on more never need more.
+        first, last = (_measured(chip, name, num_devices, *candidates[place]) for place in (0, -1))
+        if first.fits:
+            return first
+        if last.fits:
+            return next(found for one in candidates[1:] if (found := _measured(chip, name, num_devices, *one)).fits)
         none_fits = none_fits or last
     return none_fits
 

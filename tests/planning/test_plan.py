@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -78,6 +80,17 @@ def test_a_survey_splits_heads_only_where_nothing_else_fits():
     assert too_large.fits and too_large.mesh == {"fsdp": 8, "tensor": 2}
     far_too_large = option("qwen2_5_7b", "v5e", "v5e-4", 4)
     assert not far_too_large.fits and far_too_large.mesh == {"fsdp": 4} and far_too_large.accumulation == 64
+
+
+@pytest.mark.parametrize(("fitting", "chosen"), [({1}, 1), ({4, 8}, 4), ({2, 4, 8}, 2), ({8}, 8), (set(), 8)])
+def test_a_survey_takes_the_fewest_microbatches(fitting, chosen, monkeypatch):
+    def memory_on(chip, config, shape):
+        return types.SimpleNamespace(needed=0.0 if config.train.accumulation in fitting else math.inf)
+
+    monkeypatch.setattr(survey_lib, "memory_on", memory_on)
+    config = config_lib.load(str(ROOT / "configs" / "tiny.py"))  # of 8 rows
+    found = survey_lib._option(config, chips.by_name("v5e"), "v5e-1", 1)
+    assert found.accumulation == chosen and found.fits == bool(fitting)
 
 
 def plan_needs(folder, *arguments):
