@@ -226,7 +226,7 @@ def say_time(config: "ml_collections.ConfigDict", bounds: "Roofline | None", chi
     tokens = config.train.batch_size * config.model.context_length
     console.say(
         f"\nFLOPs a token: {console.human(flops['full'])} (full attention), {console.human(flops['causal'])} (causal); "
-        f"a step of {tokens:,} tokens: {console.human(flops['causal'] * tokens)}"
+        f"a step of {tokens:,} tokens: {console.human(flops['causal'] * tokens)} (causal)"
     )
     if bounds is None:
         console.say(f"the speed of one {chip.name} is not known, so no time is given")
@@ -253,11 +253,11 @@ def say_advice(config: "ml_collections.ConfigDict", shape: dict[str, int], chip:
     from lmtiny.planning import fit, traffic
     from lmtiny.planning.roofline import roofline
 
-    found = []
+    found: list[dict[str, Any]] = []
     for advice in fit.advice(config, shape, chip):
-        changed, new_shape = fit.changed(config, shape, advice.overrides)
-        bounds = roofline(changed, new_shape, chip, traffic.traffic(changed, new_shape))
-        found.append({**dataclasses.asdict(advice), "text": advice.text, "seconds": bounds.at_best if bounds else None})
+        bounds = roofline(advice.config, advice.shape, chip, traffic.traffic(advice.config, advice.shape))
+        seconds = bounds.at_best if bounds else None
+        found.append({"overrides": advice.overrides, "needed": advice.needed, "text": advice.text, "seconds": seconds})
     found.sort(key=lambda one: one["seconds"] or 0.0)
     if not found:
         more = f"--survey {chip.name} says how many it takes" if chip.name != "cpu" else "or a smaller model"

@@ -20,10 +20,12 @@ REFUSED_ABOVE, WARNED_ABOVE = 1.10, 0.95  # of the memory there is: the formula 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """Knobs to change, as the command line takes them, and the bytes the step then needs."""
+    """Knobs to change, as the command line takes them, the bytes the step then needs, the config with them and its mesh."""
 
     overrides: dict[str, Any]
     needed: float
+    config: ml_collections.ConfigDict
+    shape: Shape
 
     @property
     def text(self) -> str:
@@ -73,11 +75,11 @@ def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Itera
 
 def _that_fits(config: ml_collections.ConfigDict, shape: Shape, chip: Chip, overrides: dict[str, Any]) -> Advice | None:
     try:
-        new_config, new_shape = changed(config, shape, overrides)
+        new_config, new_shape = _changed(config, shape, overrides)
     except UserError:
         return None
     needed = memory_on(chip, new_config, new_shape).needed
-    return Advice(overrides, needed) if needed <= WARNED_ABOVE * chip.memory else None
+    return Advice(overrides, needed, new_config, new_shape) if needed <= WARNED_ABOVE * chip.memory else None
 
 
 def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str, list[Any]]]:
@@ -97,7 +99,7 @@ def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str,
     return [change for change in changes if change[1]]
 
 
-def changed(config: ml_collections.ConfigDict, shape: Shape, overrides: dict[str, Any]) -> tuple[ml_collections.ConfigDict, Shape]:
+def _changed(config: ml_collections.ConfigDict, shape: Shape, overrides: dict[str, Any]) -> tuple[ml_collections.ConfigDict, Shape]:
     """Returns (the config with these knobs, its mesh over as many devices); raises UserError where that cannot work."""
     new_config = copy.deepcopy(config)
     for name, value in overrides.items():

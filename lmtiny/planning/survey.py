@@ -63,10 +63,10 @@ def _option(config: ml_collections.ConfigDict, chip: chips.Chip, name: str, num_
         if not candidates:
             continue
         # The first apart, as a step of one microbatch has no sum of gradients; from two on more never need more.
-        first, last = (_measured(chip, name, num_devices, *candidates[place]) for place in (0, -1))
-        if first.fits:
-            return first
+        last = _measured(chip, name, num_devices, *candidates[0])
         if last.fits:
+            return last
+        if candidates[1:] and (last := _measured(chip, name, num_devices, *candidates[-1])).fits:
             return next(found for one in candidates[1:] if (found := _measured(chip, name, num_devices, *one)).fits)
         none_fits = none_fits or last
     return none_fits

@@ -10,7 +10,7 @@ from lmtiny.tokenizer.vocabulary import SPLIT_PATTERN
 
 MAX_PIECES = 2_000_000  # different ones at a time; a few billion bytes of English have about as many
 
-_BLOCK = 1 << 20  # characters counted at once: more are no faster, and take 100 bytes of memory each
+_BLOCK = 1 << 20  # characters counted at once; with fewer, common pieces are looked up more often
 Piece = TypeVar("Piece", str, bytes)
 _BEHIND_A_LETTER = re.compile("[A-Za-z](?=[ \n])")
 

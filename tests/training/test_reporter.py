@@ -7,6 +7,7 @@ import pytest
 
 from lmtiny import config as config_lib
 from lmtiny.training import reporter
+from lmtiny.training.optimizer import peak_rates, schedule
 
 
 def told(monkeypatch, num_steps, readings):
@@ -38,8 +39,6 @@ def test_the_rate_logged_is_that_of_the_step(monkeypatch):
     logged, _, _ = told(monkeypatch, 3, [1.0, 2.0, 3.0])
     config = config_lib.defaults()
     config.train.num_steps, config.optimizer.warmup_steps = 3, 1
-    from lmtiny.training.optimizer import peak_rates, schedule
-
     expected = [peak_rates(config)["matrix"] * float(schedule(config)(step)) for step in range(3)]
     assert [logged[step]["learning_rate"] for step in (1, 2, 3)] == pytest.approx(expected, rel=1e-6)
 
