@@ -22,6 +22,9 @@ from lmtiny.errors import UserError
 
 Flags = Callable[[argparse.ArgumentParser], None]
 
+# What is looked for as a flag, and is said elsewhere: lmtiny.plan has --mesh, where the same command is tried with many.
+_SAID_ELSEWHERE = {"--mesh": "; the axes of the mesh are knobs, as in --config.parallel.fsdp=4 --config.parallel.tensor=2"}
+
 
 def parse(doc: str, flags: Flags | None = None, argv: Sequence[str] | None = None) -> tuple[ml_collections.ConfigDict, argparse.Namespace]:
     """Returns (checked config, flags) of a command line; prints help and exits where that is asked for.
@@ -109,7 +112,7 @@ def _parsed(parser: _Parser, argv: list[str], doc: str, with_knobs: bool) -> arg
             break
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known:
-            raise UserError(f"there is no flag {name}{values.nearest(name, names)}")
+            raise UserError(f"there is no flag {name}{_SAID_ELSEWHERE.get(name) or values.nearest(name, names)}")
     args, extra = parser.parse_known_args(argv)
     if extra:
         raise UserError(f"unexpected argument {extra[0]!r}; --help shows what is understood")

@@ -63,6 +63,7 @@ def test_flags_of_the_entry_point() -> None:
         (["--config.corpus.cutt=file"], "there is no flag --config.corpus.cutt; there are --config.corpus.kind, --config.corpus.path, "),
         (["--config.train.learning_rate=1"], "there is no flag --config.train.learning_rate; did you mean --config.optimizer.learning"),
         (["--zzz"], "there is no flag --zzz; --help lists them all"),
+        (["--mesh", "fsdp=4"], "there is no flag --mesh; the axes of the mesh are knobs, as in --config.parallel.fsdp=4"),
         (["--config.model.qk_norm"], "--config.model.qk_norm needs a value, as in --config.model.qk_norm=VALUE"),
         (["--config.model.qk_norm", "--workdir", "x"], "--config.model.qk_norm needs a value"),
         (["--config"], "argument --config: expected one argument"),
