@@ -8,7 +8,7 @@
 
 Without --compile nothing is compiled and no device is needed. With it, the very train step is compiled for a TPU slice
 by libtpu, which needs no TPU either: pip install -e ".[tpu]". Where no mesh is given, by --mesh or by the config, one
-is chosen.
+is chosen. The exit status is 0 if the step fits, 3 if it does not, 1 if the command is wrong.
 """
 
 from lmtiny import ctrl_c
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from lmtiny.planning.slices import Slice
     from lmtiny.planning.tpu_compiler import Compiled
     from lmtiny.planning.traffic import Line
+
+DOES_NOT_FIT = 3  # exit status: not that of a wrong command, so that a script can tell
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +108,7 @@ def main() -> int:
         fits = compiled.fits
     if args.json:
         write_json(args.json, report)
-    return 0 if fits else 1
+    return 0 if fits else DOES_NOT_FIT
 
 
 def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, int, int]:
@@ -178,7 +180,7 @@ def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int
     if args.json:
         write_json(args.json, {"config": config.to_dict(), "survey": report})
     found = [one for one in report if one["fits"]]
-    return 0 if found else 1
+    return 0 if found else DOES_NOT_FIT
 
 
 def write_json(path: pathlib.Path, report: dict[str, Any]) -> None:
