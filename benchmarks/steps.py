@@ -13,12 +13,15 @@ import numpy as np
 
 from lmtiny import config as config_lib
 from lmtiny.model import attend, size
+from lmtiny.parallel import host
 from lmtiny.parallel import mesh as mesh_lib
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import init_state
 from lmtiny.training.step import traced_train_step
 
 MIB = 2**20
+
+host.leave_out_missing_tpu()  # here, before any of them asks jax for devices
 
 
 @dataclasses.dataclass
