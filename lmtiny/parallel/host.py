@@ -5,14 +5,12 @@ import importlib.util
 import os
 import pathlib
 import platform
-import re
 import sys
 
 # Where drivers show their devices in /dev, on Linux.
 _TPU_FILES, _NVIDIA_FILES, _AMD_FILES = ("accel*", "vfio/[0-9]*"), ("nvidia[0-9]*",), ("kfd",)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
-_EMULATED = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
-_THREADS_A_DEVICE = 8
+_EMULATED = "--xla_force_host_platform_device_count="
 _PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds="
 
 
@@ -44,17 +42,13 @@ def keep_freed_memory() -> None:
 
 
 def let_emulated_devices_wait() -> None:
-    """Gives emulated devices threads and time to wait for each other; call before anything else touches jax.
+    """Gives emulated devices time to wait for each other; call before anything else touches jax.
 
-    XLA has a thread a device, and a collective that waits for another device keeps one.  A device that has come to several
-    at a time takes the thread of a device that all wait for, and the run stands: seen twice in the tests (docs/log.md).
-    And XLA aborts a process in which a device has waited for 40 seconds, which many devices on few cores may well do.
+    XLA aborts a process in which a device has waited for 40 seconds, which many devices on few cores may well do.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if emulated := _EMULATED.search(flags):
-        os.environ.setdefault("PJRT_NPROC", str(_THREADS_A_DEVICE * int(emulated[1])))
-        if _PATIENCE not in flags:
-            os.environ["XLA_FLAGS"] = f"{flags} {_PATIENCE}3600"
+    if _EMULATED in flags and _PATIENCE not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_PATIENCE}3600"
 
 
 def _present(*patterns: str) -> bool:

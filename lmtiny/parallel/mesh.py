@@ -114,7 +114,15 @@ def chip_here() -> chips.Chip | None:
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs in ~/.cache/lmtiny (or under XDG_CACHE_HOME): a second start does not compile again."""
+    """Keeps compiled programs in ~/.cache/lmtiny (or under XDG_CACHE_HOME): a second start does not compile again.
+
+    Not where several CPU devices compute together: XLA does not write into the cache which of such a program's collectives
+    comes first.  From there one device may run ahead to the next while another is at the last, and they wait for ever, abort,
+    or add up what does not belong together (docs/log.md).  A folder in JAX_COMPILATION_CACHE_DIR is not used either.
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lmtiny" / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     # By default jax leaves out what compiles fast, which is all of a small model.

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from lmtiny.parallel import host
+from lmtiny.parallel import host, mesh
 
 FAULTS = """
 import resource
@@ -72,11 +72,23 @@ PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds"
     [
         ({}, {}),
         ({"XLA_FLAGS": "--xla_dump_to=x"}, {"XLA_FLAGS": "--xla_dump_to=x"}),
-        ({"XLA_FLAGS": EIGHT}, {"XLA_FLAGS": f"{EIGHT} {PATIENCE}=3600", "PJRT_NPROC": "64"}),
-        ({"XLA_FLAGS": f"{PATIENCE}=9 {EIGHT}", "PJRT_NPROC": "9"}, {"XLA_FLAGS": f"{PATIENCE}=9 {EIGHT}", "PJRT_NPROC": "9"}),
+        ({"XLA_FLAGS": EIGHT}, {"XLA_FLAGS": f"{EIGHT} {PATIENCE}=3600"}),
+        ({"XLA_FLAGS": f"{PATIENCE}=9 {EIGHT}"}, {"XLA_FLAGS": f"{PATIENCE}=9 {EIGHT}"}),
     ],
 )
-def test_emulated_devices_get_threads_and_time_to_wait_for_each_other(own, expected, monkeypatch):
+def test_emulated_devices_get_time_to_wait_for_each_other(own, expected, monkeypatch):
     monkeypatch.setattr(host.os, "environ", dict(own))
     host.let_emulated_devices_wait()
     assert host.os.environ == expected
+
+
+@pytest.mark.parametrize(("backend", "devices", "kept"), [("cpu", 1, True), ("cpu", 8, False), ("gpu", 8, True)])
+def test_a_program_over_several_cpu_devices_is_not_kept(backend, devices, kept, monkeypatch, tmp_path):
+    told = {"jax_enable_compilation_cache": True}
+    monkeypatch.setattr(mesh.jax, "config", types.SimpleNamespace(update=told.__setitem__))
+    monkeypatch.setattr(mesh.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(mesh.jax, "device_count", lambda: devices)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mesh.use_compile_cache()
+    assert told["jax_enable_compilation_cache"] == kept
+    assert told.get("jax_compilation_cache_dir") == (str(tmp_path / "lmtiny" / "compiled") if kept else None)

@@ -43,7 +43,7 @@ class Runs:
 
     def env(self, devices=1, **more):
         return os.environ | {
-            "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.shared), "JAX_COMPILATION_CACHE_DIR": "",
+            "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(self.shared), "JAX_ENABLE_COMPILATION_CACHE": "true",
             "XLA_FLAGS": f"{RUN_ONCE} --xla_force_host_platform_device_count={devices}", **more,
         }  # fmt: skip
 
