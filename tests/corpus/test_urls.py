@@ -1,10 +1,14 @@
 """fsspec URLs: listed once, copied whole, resumed, and read like local files."""
 
+import functools
+import http.server
 import json
 import pathlib
+import re
 import sys
+import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -50,7 +54,7 @@ def test_a_second_start_asks_nobody(memory: Any, tmp_path: pathlib.Path, monkeyp
 def test_a_broken_copy_goes_on_where_it_broke(memory: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytes(range(256)) * 40
     memory.pipe("/bucket/a.txt", data)
-    begun: list[int] = []
+    begun: ClassVar[list[int]] = []
     opened, broken = type(memory).open, iter([True, False])
 
     class Breaking:
@@ -104,9 +108,10 @@ def test_a_name_that_leads_out_is_refused(memory: Any, tmp_path: pathlib.Path) -
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("memory://nothing/here", "names no .txt"),
+        ("memory://nothing/here", "nothing is there"),
         ("memory://bucket/deep/c.md", "names no .txt"),
         ("nope://x/y.txt", "known are gs://, s3://, hf://"),
+        ("zip://x.txt::file:///nothing.zip", r"cannot be opened \(FileNotFoundError"),
     ],
 )
 def test_what_a_url_does_not_name(memory: Any, tmp_path: pathlib.Path, url: str, message: str) -> None:
@@ -120,3 +125,52 @@ def test_a_missing_package_is_named(tmp_path: pathlib.Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"pip install {package}"):
         copies(url, tmp_path)
+
+
+class Web(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder, parts of its files too; the first part from the middle of a file breaks off."""
+
+    begun: ClassVar[list[int]] = []
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if not (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            super().do_GET()
+            return
+        start, stop = int(asked[1]), int(asked[2]) + 1
+        whole = pathlib.Path(self.translate_path(self.path)).read_bytes()
+        part, breaks = whole[start:stop], start and not any(self.begun)
+        self.begun.append(start)
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(whole)}")
+        self.end_headers()
+        self.wfile.write(part[: len(part) // 2] if breaks else part)
+        self.close_connection = True
+
+
+@pytest.fixture
+def web(tmp_path: pathlib.Path) -> Iterator[str]:
+    folder = tmp_path / "web"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a b.txt").write_bytes(b"text a")
+    (folder / "deep" / "c.txt").write_bytes(bytes(range(256)) * 50_000)  # more than fsspec asks for at once
+    Web.begun.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Web, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server(web: str, tmp_path: pathlib.Path) -> None:
+    large = bytes(range(256)) * 50_000
+    assert copies(f"{web}/", tmp_path / "all") == {"a%20b.txt": b"text a", "deep/c.txt": large}
+    assert Web.begun.count(0) == 2  # once a file: broken off in the middle, it went on there
+    assert copies(f"{web}/a%20b.txt", tmp_path / "one") == {"a%20b.txt": b"text a"}
+    assert copies(f"{web}/deep/*.txt", tmp_path / "glob") == {"c.txt": large}
+    with pytest.raises(UserError, match="/none.txt: nothing is there"):
+        copies(f"{web}/none.txt", tmp_path / "none")
