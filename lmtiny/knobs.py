@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,6 +51,11 @@ def weight(value: float) -> str:
 
 def any_of(*choices: str) -> Check:
     return lambda value: "" if set(value) <= set(choices) else f"must be some of {', '.join(choices)} (a list: {json.dumps(choices[:2])}), or empty"
+
+
+def slurm_time(text: str) -> str:
+    right = re.fullmatch(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}|infinite|unlimited", text, re.IGNORECASE)
+    return "" if right else "is no time of Slurm's: minutes, HH:MM:SS, DAYS-HH or UNLIMITED"
 
 
 def anything(_: Any) -> str:
@@ -125,7 +131,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("decontaminate_words", int, 13, "words", "in a row that must be shared", at_least(1)),
         Knob("executor", str, "local", "", "who cleans, filters and deduplicates: processes of this machine, a Slurm cluster or a Ray cluster", one_of("local", "slurm", "ray")),
         Knob("slurm_partition", str, "", "", "slurm: where the jobs run"),
-        Knob("slurm_time", str, "24:00:00", "", "slurm: the longest a job may take"),
+        Knob("slurm_time", str, "24:00:00", "", "slurm: the longest a job may take", slurm_time),
     ),
     "tokenizer": (
         Knob("kind", str, "bpe", "", "bpe: byte-level byte-pair encoding; superword: that, then merges across spaces, for which prompts must not end inside a phrase (docs/tokenizers.md); char: one token a character; byte: one token a byte", one_of("bpe", "superword", "char", "byte")),

@@ -39,6 +39,16 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--export", metavar="FILE", type=pathlib.Path, help="write the tokenizer as Hugging Face's tokenizer.json")
 
 
+def _refuse_to_write(export: pathlib.Path) -> None:
+    """Raises UserError where a tokenizer.json cannot be, or where something else is."""
+    if not (folder := export.absolute().parent).is_dir():
+        raise UserError(f"--export {export} cannot be written: there is no folder {folder}")
+    if export.is_dir():
+        raise UserError(f"--export {export} is a folder; name a file, such as {export / 'tokenizer.json'}")
+    if export.exists() and not (export.is_file() and b'"added_tokens"' in export.read_bytes()):
+        raise UserError(f"--export {export} is there, and is no tokenizer.json; name another file, or take it away")
+
+
 def main() -> None:
     config, args = command_line.parse(__doc__ or "", flags)
     only_compared = {"--compare-with": args.compare_with, "--ranks": args.ranks, "--samples": args.samples}
@@ -49,11 +59,12 @@ def main() -> None:
     # Before anything is prepared, which may take an hour.
     if args.export:
         refuse_to_export(tokenizer.kind if tokenizer else config.tokenizer.kind)
-        if not (folder := args.export.absolute().parent).is_dir():
-            raise UserError(f"--export {args.export} cannot be written: there is no folder {folder}")
+        _refuse_to_write(args.export)
     if args.compare:
         from lmtiny.tokenizer import compare
 
+        if args.compare.exists() and not args.compare.is_dir():
+            raise UserError(f"--compare {args.compare} is a file; name a folder for the tables and the plot")
         peers = compare.peers(args.compare_with or list(compare.PEERS), args.ranks)
         texts = compare.samples(args.samples or compare.SAMPLES)
     if tokenizer is None or args.rebuild or args.verify:
@@ -81,7 +92,8 @@ def main() -> None:
         title = f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:12]}"
         console.say(f"{compare.as_text(found)}\n\n" + " ".join(map(str, compare.save(found, args.compare, title))))
     overrides = (f"--config.{name}={shlex.quote(value)}" for name, value in args.overrides.items())
-    console.say("next: " + " ".join(["python -m lmtiny.train --config", shlex.quote(args.config), *overrides]))
+    own = [] if args.workdir == pathlib.Path("runs") / config.name else ["--workdir", shlex.quote(str(args.workdir))]
+    console.say("next: " + " ".join(["python -m lmtiny.train --config", shlex.quote(args.config), *overrides, *own]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ What is not of the knob's type is refused; so is a key that no knob of a table o
 """
 
 import difflib
+import functools
 import json
 import math
 from typing import Any
@@ -74,13 +75,21 @@ def _tables(name: str, keys: tuple[Knob, ...], value: Any) -> tuple[dict[str, An
     """Returns a tuple of dicts, each with all of `keys`, checked: of a list of dicts, or of one, or of either as JSON."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=functools.partial(_once, name))
         except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{name}: {value!r} is not JSON ({error}); write {_example(keys)}") from None
     tables = [value] if isinstance(value, dict) else value
     if not isinstance(tables, list | tuple) or not all(isinstance(table, dict) for table in tables):
         raise UserError(f"{name}: {value!r} is not a list of objects, {_example(keys)}")
     return tuple(_table(f"{name}[{number}]", keys, table) for number, table in enumerate(tables))
+
+
+def _once(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of a JSON text, in which JSON itself would let the last of equal keys win."""
+    for number, (key, _) in enumerate(pairs):
+        if key in [other for other, _ in pairs[:number]]:
+            raise UserError(f"{name}: an object has {key!r} twice; leave one out")
+    return dict(pairs)
 
 
 def _example(keys: tuple[Knob, ...]) -> str:

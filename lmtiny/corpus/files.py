@@ -23,6 +23,7 @@ from lmtiny.errors import UserError
 from lmtiny.knobs import TEXT_KEY
 
 RANGE_BYTES = 64 << 20  # of a .txt or .jsonl file that one unit reads
+LIKE_THE_OTHERS = "the records before it have it: mend this one, or take it away"
 LOOK_AHEAD_BYTES = 1 << 20  # how far a range of a .txt file is moved on in search of a blank line
 
 
@@ -64,7 +65,8 @@ def units_of(files: list[pathlib.Path], held_out: set[pathlib.Path], root: pathl
         raise UserError(f"{idle}: it is for records of .jsonl and .parquet; leave it out")
     found = []
     for file in files:
-        name = file.relative_to(root).as_posix()
+        # A name that is not UTF-8 (of an old archive, say) is written as Python escapes it: ids are text.
+        name = os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
         try:
             size, fingerprint = file.stat().st_size, of_file(file)
         except OSError as error:
@@ -145,14 +147,18 @@ def read_jsonl(file: pathlib.Path, name: str, start: int, end: int, text_key: st
         if start:
             stream.seek(start - 1)
             offset += len(stream.readline()) - 1
+        others_have_it = False
         while (compressed or offset < end) and (line := stream.readline()):
             if line.strip():
-                yield of_record(_text_of(records.decoded(line), file, offset, text_key, knob), name, f"{name}@{offset}")
+                text = _text_of(records.decoded(line), file, offset, text_key, "" if others_have_it else knob)
+                yield of_record(text, name, f"{name}@{offset}")
+                others_have_it = True
             offset += len(line)
     records.warn()
 
 
 def _text_of(line: str, file: pathlib.Path, offset: int, text_key: str, knob: str) -> str | None:
+    """Returns the text of a record; `knob` is what may name another field, "" where other records of the file have this one."""
     try:
         record = json.loads(line.lstrip("\ufeff"))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -163,7 +169,8 @@ def _text_of(line: str, file: pathlib.Path, offset: int, text_key: str, knob: st
         raise UserError(f"{_at(file, offset)}: no field {text_key!r}{among(text_key, list(record), knob)}")
     text = record[text_key]
     if text is not None and not isinstance(text, str):
-        raise UserError(f"{_at(file, offset)}: the field {text_key!r} is {type(text).__name__}, not text; set {knob}")
+        remedy = f"set {knob}" if knob else LIKE_THE_OTHERS
+        raise UserError(f"{_at(file, offset)}: the field {text_key!r} is {type(text).__name__}, not text; {remedy}")
     return text
 
 
@@ -178,10 +185,10 @@ def _at(file: pathlib.Path, offset: int) -> str:
 
 
 def among(text_key: str, names: list[str], knob: str) -> str:
-    """Returns " among X, Y; did you mean KNOB=X?"."""
+    """Returns " among X, Y; did you mean KNOB=X?", or without a knob that there are others which have the field."""
     close = difflib.get_close_matches(text_key, names, 1)
-    hint = f"; did you mean {knob}={close[0]}?" if close else f"; set {knob}"
-    return f" among {', '.join(map(repr, names[:8])) or 'none'}{hint}"
+    hint = LIKE_THE_OTHERS if not knob else f"did you mean {knob}={close[0]}?" if close else f"set {knob}"
+    return f" among {', '.join(map(repr, names[:8])) or 'none'}; {hint}"
 
 
 def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key: str, knob: str) -> Iterator[Document]:
@@ -207,4 +214,5 @@ def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key
                     yield of_record(text, name, f"{name}@{row}")
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: not a readable .parquet file ({' '.join(str(error).split())[:200]})") from None
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: not a readable .parquet file ({detail}); have it anew, or take it away") from None

@@ -67,7 +67,9 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
 
 def _why(file: pathlib.Path) -> str:
     """Returns why a file that is not empty is left out, where its name does not say it."""
-    return " (a link to nothing)" if not file.exists() else " (a link to a folder)" if file.is_dir() else ""
+    if not file.exists():
+        return " (a link to nothing)"
+    return " (a link to a folder)" if file.is_dir() else "" if file.is_file() else " (no file, but a pipe or a device)"
 
 
 def _parts(path: str) -> list[str]:

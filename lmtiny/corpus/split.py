@@ -5,7 +5,7 @@ import enum
 import numpy as np
 
 from lmtiny.corpus.documents import clean, sections
-from lmtiny.errors import UserError
+from lmtiny.errors import NothingLeft
 
 SHORT_BYTES = 1000  # of validation text, where a single document allows for it
 
@@ -27,10 +27,10 @@ def choose(hashes: list[np.ndarray], held_out: list[bool], fraction: float) -> l
     or go, but for a few at the border.
 
     Raises:
-      UserError: fewer than two different documents, or one side is left empty.
+      NothingLeft: fewer than two different documents, or one side is left empty.
     """
     if not hashes or not sum(map(len, hashes)):
-        raise UserError("the corpus has no text: every document is empty")
+        raise NothingLeft("the corpus has no text: every document is empty")
     all_hashes = np.concatenate(hashes)
     given = np.repeat(np.array(held_out), [len(one) for one in hashes])
     # Held-out documents come first, so that of two equal ones it is the training copy that goes.
@@ -39,18 +39,18 @@ def choose(hashes: list[np.ndarray], held_out: list[bool], fraction: float) -> l
     first = order[first]
     if len(distinct) < 2:
         same = f"{len(all_hashes)} documents, all of the same text" if len(all_hashes) > 1 else "one document only"
-        raise UserError(f"the corpus has {same}; two are needed, one to train on and one to validate with")
+        raise NothingLeft(f"the corpus has {same}; two are needed, one to train on and one to validate with")
     sides = np.full(len(all_hashes), Side.DUPLICATE, np.uint8)
     if given.any():
         sides[first] = np.where(given[first], Side.VALIDATION, Side.TRAIN)
     elif any(held_out):
-        raise UserError("the files that corpus.validation_path holds out have no text")
+        raise NothingLeft("the files that corpus.validation_path holds out have no text")
     else:
         count = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
         sides[first] = Side.TRAIN
         sides[first[:count]] = Side.VALIDATION  # `first` is in the order of the hashes
     if not (sides == Side.TRAIN).any():
-        raise UserError("nothing is left to train on: every training document is also held out by corpus.validation_path")
+        raise NothingLeft("nothing is left to train on: every training document is also held out by corpus.validation_path")
     return np.split(sides, np.cumsum([len(one) for one in hashes])[:-1])
 
 
@@ -60,7 +60,7 @@ def in_two(text: str, fraction: float) -> tuple[str, str]:
     Of a short one it is more, up to a third: a few words would tell nothing.
 
     Raises:
-      UserError: the text cannot be divided.
+      NothingLeft: the text cannot be divided.
     """
     size = len(text.encode())
     pieces = list(sections(text, max(1, round(size * min(fraction, 0.5)), min(size // 3, SHORT_BYTES))))
@@ -68,4 +68,4 @@ def in_two(text: str, fraction: float) -> tuple[str, str]:
         parts = clean("".join(pieces[:-held_out])), clean("".join(pieces[-held_out:]))
         if all(parts):
             return parts
-    raise UserError("the corpus is a single document too short to be divided into training and validation text; give more text")
+    raise NothingLeft("the corpus is a single document too short to be divided into training and validation text; give more text")

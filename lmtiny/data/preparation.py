@@ -19,7 +19,7 @@ from lmtiny import console, corpus, files, refining, tokenizer
 from lmtiny.corpus import Side, Unit, digest
 from lmtiny.data import learning, mixture, parts, pool, publishing, report, shards, split_told, stages
 from lmtiny.data.shards import Prepared
-from lmtiny.errors import UserError
+from lmtiny.errors import NothingLeft, UserError
 
 Config: TypeAlias = ml_collections.ConfigDict
 Paths: TypeAlias = list[pathlib.Path]  # a file for each unit of the corpus
@@ -43,8 +43,10 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     folder = pathlib.Path(config.data.dir) if config.data.dir else default_folder(config, given, depends_on)
     if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
         return _used_again(found, config)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"data.dir = {config.data.dir!r} is a file; name a folder for the shards")
     _refuse_texts_folder(folder, config)
-    refining.check(refining.plan_of(config))
+    refining.check(refining.plan_of(config), config.corpus.executor)
     corpus.check(units)  # not before: what is finished is used without the libraries that it was made with
     made = not folder.exists()
     try:
@@ -64,9 +66,10 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
             raise
         what_to_do = "what is finished is kept; --config.data.dir names another folder"
         raise UserError(f"{folder} cannot be written: {error.strerror}; {what_to_do}") from error
-    except UserError:
-        if made and not [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]:
-            shutil.rmtree(folder)  # refused before there was anything to keep
+    except UserError as error:
+        nothing_made = not [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+        if made and (nothing_made or isinstance(error, NothingLeft)):
+            shutil.rmtree(folder)
         raise
     return shards.read(folder)
 

@@ -8,14 +8,14 @@ import numpy as np
 from lmtiny import console
 from lmtiny.corpus import Side
 from lmtiny.data import report
-from lmtiny.errors import UserError
+from lmtiny.errors import NothingLeft
 from lmtiny.refining import Tally, tally
 
 FEW_BYTES = 4000  # of validation text, about 1,000 tokens: over less, a loss is much of it chance
 
 
 def say(facts: list[np.ndarray], sides: list[pathlib.Path], counts: Tally) -> None:
-    """Tells documents and bytes by side, and of all that was dropped; raises UserError if nothing is left to train on.
+    """Tells documents and bytes by side, and of all that was dropped; raises NothingLeft if nothing is left to train on.
 
     `counts` has what was read, and what was dropped or altered before the split.
     """
@@ -31,7 +31,7 @@ def say(facts: list[np.ndarray], sides: list[pathlib.Path], counts: Tally) -> No
     shown = [(what, f"{documents:,}" if documents else "-", f"{num_bytes:,}") for what, documents, num_bytes in rows]
     console.say(console.table(("side", "documents", "bytes"), shown))
     if not (all_sides == Side.TRAIN).any():
-        raise UserError(
+        raise NothingLeft(
             "nothing is left to train on: every training document is a near-duplicate of a held-out one;"
             " raise --config.corpus.near_duplicate (above 1: never) or give more varied text"
         )

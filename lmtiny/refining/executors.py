@@ -61,10 +61,8 @@ def _task(executor: LocalPipelineExecutor, rank: int) -> None:
 
 
 def _on_ray(stages: list[Stage], folder: pathlib.Path) -> None:
-    try:
-        import ray
-    except ImportError:
-        raise UserError("corpus.executor = 'ray' needs ray: pip install 'lmtiny[ray]'") from None
+    import ray
+
     loguru.logger.disable("datatrove")
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     for stage in stages:

@@ -20,12 +20,12 @@ def identify(text: str) -> tuple[str, float]:
     return language, float(probability)
 
 
-def check(language: str) -> None:
-    """Raises UserError unless the model knows the language."""
+def check(where: str, language: str) -> None:
+    """Raises UserError, which calls the knob `where`, unless the model knows the language."""
     known = sorted(set(_identifier().labels))
     if language not in known:
         meant = f"did you mean {language[:2].lower()!r}?" if language[:2].lower() in known else f"there are {', '.join(known)}"
-        raise UserError(f"corpus.language = {language!r} is not known; {meant}")
+        raise UserError(f"{where} = {language!r} is not known; {meant}")
 
 
 @functools.cache

@@ -24,6 +24,7 @@ WORDS = 2000  # of a document that are looked at, those it begins with; also the
 PENALTY = 1e-4  # times half the squared weights, beside the mean loss of both sides
 ITERATIONS = 200
 FEW = 20  # texts of a side: of fewer, what is learned is their subjects
+UNEVEN = 4  # times as long as the other side's, by the median: what is learned may be the length
 _WORD = regex.compile(r"[\p{L}\p{M}]+|\p{N}+|[^\s\p{L}\p{M}\p{N}]|\n+")
 _MODELS: dict[pathlib.Path, np.ndarray] = {}
 
@@ -39,7 +40,7 @@ def learn(good: str, bad: str, path: pathlib.Path) -> None:
     from scipy import sparse  # here, since it takes half a second that preparing without a score need not wait
     from scipy.optimize import minimize
 
-    rows, labels = [], []
+    rows, labels, lengths_of = [], [], {}
     for knob, value, label in (("quality_good", good, 1.0), ("quality_bad", bad, -1.0)):
         units = files.units(value, "", files.Reading(TEXT_KEY, 16384))
         texts = [document["text"] for unit in units for document in unit.read() if document["text"]]
@@ -47,8 +48,13 @@ def learn(good: str, bad: str, path: pathlib.Path) -> None:
             raise UserError(f"corpus.{knob} = {value!r} has no text")
         if len(texts) < FEW:
             console.warn(f"corpus.{knob} = {value!r} has {console.counted(len(texts), 'text')}: the score is a guess below {FEW}")
+        lengths_of[knob] = int(np.median([len(text) for text in texts]))
         rows += [features(text) for text in texts]
         labels += [label] * len(texts)
+    if max(lengths_of.values()) > UNEVEN * min(lengths_of.values()):
+        good_length, bad_length = (f"{lengths_of[knob]:,}" for knob in ("quality_good", "quality_bad"))
+        console.warn(f"half the texts of corpus.quality_good have up to {good_length} characters, of corpus.quality_bad {bad_length}: "
+                     "the score may tell lengths; give both texts as long as the documents")  # fmt: skip
     lengths = np.array([len(row[0]) for row in rows])
     matrix = sparse.csr_array(
         (np.concatenate([row[1] for row in rows]), np.concatenate([row[0] for row in rows]), np.concatenate([[0], np.cumsum(lengths)])),

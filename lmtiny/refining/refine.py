@@ -12,7 +12,7 @@ import ml_collections
 from lmtiny import console
 from lmtiny.corpus import Unit, digest, paths
 from lmtiny.corpus.compressed import missing
-from lmtiny.errors import UserError
+from lmtiny.errors import NothingLeft, UserError
 from lmtiny.refining import decontamination, language, parts, quality, tally
 from lmtiny.refining.settings import Plan
 
@@ -40,7 +40,7 @@ def refine(units: list[Unit], plan: Plan, folder: pathlib.Path, corpus: ml_colle
     Raises:
       UserError: what `check` refuses, a text that the plan names cannot be read, or no document is left.
     """
-    check(plan)
+    check(plan, corpus.executor)
     stages, executors, words = _datatrove()
     place = folder_of(units, plan, folder).absolute()
     place.mkdir(parents=True, exist_ok=True)
@@ -57,18 +57,21 @@ def refine(units: list[Unit], plan: Plan, folder: pathlib.Path, corpus: ml_colle
     return _refined(units, plan, place)
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan, executor: str) -> None:
     """Raises UserError where the plan cannot be carried out, whatever the documents: a library is missing, a language is not known."""
     if plan.nothing():
         return
+    if executor == "ray" and importlib.util.find_spec("ray") is None:
+        raise UserError("corpus.executor = 'ray' needs ray: pip install 'lmtiny[ray]'")
     if missing := [name for name in LIBRARIES if importlib.util.find_spec(name) is None]:
         raise UserError(f"cleaning, filters and deduplication need {', '.join(missing)}: pip install 'lmtiny[corpus]'")
     for knob, path in [("quality_good", plan.quality_good), ("quality_bad", plan.quality_bad)] if plan.scores_quality() else []:
         _check_libraries(knob, paths.find(path, f"corpus.{knob}"))
     for path in plan.evaluation_sets():
         _check_libraries("decontaminate", decontamination.find(path))
-    for name in sorted({settings.language for settings in plan.every() if settings.language}):
-        language.check(name)
+    for source, settings in [("", plan.default), *plan.sources.items()]:
+        if settings.language:
+            language.check(f"the language of the source {source}" if source else "corpus.language", settings.language)
 
 
 def _check_libraries(knob: str, files: list[pathlib.Path]) -> None:
@@ -96,7 +99,7 @@ def _refined(units: list[Unit], plan: Plan, place: pathlib.Path) -> list[Unit]:
         read = functools.partial(parts.documents_of, path)
         refined.append(Unit(unit.name, digest(place.name, rank, unit.fingerprint), path.stat().st_size, read, unit.held_out, unit.source))
     if not any(unit.num_bytes for unit in refined if not unit.held_out):
-        raise UserError(_nothing_left(tally.load(parts.tallies(place / "documents", place / "kept"))))
+        raise NothingLeft(_nothing_left(tally.load(parts.tallies(place / "documents", place / "kept"))))
     return refined
 
 

@@ -122,13 +122,16 @@ def plan_of(config: ml_collections.ConfigDict) -> Plan:
     """Returns the plan that the config's `corpus` section describes, with what its sources set of their own.
 
     Raises:
-      UserError: the quality score lacks its texts, or the same ones are liked and disliked.
+      UserError: the quality score lacks its texts, the same ones are liked and disliked, or an executor has nothing to do.
     """
     default = _settings(config.corpus)
     own = {name(source): {field: source[field] for field in NAMES if source[field] is not None} for source in config.corpus.sources}
     sources = {source: dataclasses.replace(default, **values) for source, values in own.items() if values}
     shared = {field.name: config.corpus[field.name] for field in dataclasses.fields(Plan) if field.name not in ("default", "sources")}
     plan = Plan(default, sources, **shared)
+    if plan.nothing() and config.corpus.executor != "local":
+        what = "set corpus.cleaning, corpus.filters or another knob of docs/refining.md, or leave it out"
+        raise UserError(f"corpus.executor = {config.corpus.executor!r} does nothing while no document is refined; {what}")
     for knob in ("quality_good", "quality_bad"):
         if plan.scores_quality() and not config.corpus[knob]:
             raise UserError(f"corpus.quality needs corpus.{knob}: texts to learn from what is liked and what is not")

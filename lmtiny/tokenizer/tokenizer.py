@@ -163,7 +163,11 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     Raises:
       UserError: it is not there, is of another format, was altered, or is no tokenizer.
     """
-    if pathlib.Path(path, storage.DESCRIPTION_FILE).is_file() or not (kind := foreign_lib.kind_of(path)):
+    try:
+        ours, kind = pathlib.Path(path, storage.DESCRIPTION_FILE).is_file(), foreign_lib.kind_of(path)
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); change its permissions, or name another tokenizer") from None
+    if ours or not kind:
         return Tokenizer(*storage.read(path))
     found, provenance = foreign_lib.read(path, kind), {"file": pathlib.Path(path).name}
     from lmtiny.tokenizer.export import own_kind  # here, not above: it stands on this file

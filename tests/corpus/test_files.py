@@ -151,7 +151,7 @@ def test_a_compressed_file_gives_the_documents_of_the_plain_one(tmp_path: pathli
         with pytest.raises(UserError, match=rf"a\.jsonl\.{kind}: is damaged or cut short|a\.jsonl\.{kind}:\d+: not JSON"):
             read(tmp_path / f"a.jsonl.{kind}")
     (tmp_path / f"a.jsonl.{kind}").write_bytes(compressed(kind, b'{"text": "a"}\n{"txt": "b"}\n'))
-    with pytest.raises(UserError, match=rf"a\.jsonl\.{kind}:2: no field 'text' among 'txt'"):
+    with pytest.raises(UserError, match=rf"a\.jsonl\.{kind}:2: no field 'text' among 'txt'; the records before it have it"):
         read(tmp_path / f"a.jsonl.{kind}")
 
 
@@ -194,17 +194,36 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: pathlib.Path, monkeyp
     [
         ("{'text': 1}", r"x\.jsonl:3: not JSON"),
         ('["text"]', r"x\.jsonl:3: is a JSON list, not an object"),
-        ('{"txt": "a", "id": 1}', r"x\.jsonl:3: no field 'text' among 'txt', 'id'; did you mean --config\.corpus\.text_key=txt\?"),
-        ('{"qqq": "a"}', r"x\.jsonl:3: no field 'text' among 'qqq'; set --config.corpus.text_key"),
+        ('{"txt": "a"}', r"x\.jsonl:3: no field 'text' among 'txt'; the records before it have it: mend this one, or take it away"),
         ("{}", r"x\.jsonl:3: no field 'text' among none"),
-        ('{"text": 5}', r"x\.jsonl:3: the field 'text' is int, not text"),
+        ('{"text": 5}', r"x\.jsonl:3: the field 'text' is int, not text; the records before it have it"),
         ("[" * 100_000, r"x\.jsonl:3: not JSON"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: pathlib.Path, line: str, message: str) -> None:
+def test_a_bad_line_among_others_is_named(tmp_path: pathlib.Path, line: str, message: str) -> None:
     (tmp_path / "x.jsonl").write_text(f'{{"text": "fine"}}\n\n{line}\n')
     with pytest.raises(UserError, match=message):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"txt": "a", "id": 1}', r"x\.jsonl:1: no field 'text' among 'txt', 'id'; did you mean --config\.corpus\.text_key=txt\?"),
+        ('{"qqq": "a"}', r"x\.jsonl:1: no field 'text' among 'qqq'; set --config.corpus.text_key"),
+        ('{"text": 5}', r"x\.jsonl:1: the field 'text' is int, not text; set --config.corpus.text_key"),
+    ],
+)
+def test_a_field_that_the_first_line_lacks_may_have_another_name(tmp_path: pathlib.Path, line: str, message: str) -> None:
+    (tmp_path / "x.jsonl").write_text(f"{line}\n")
+    with pytest.raises(UserError, match=message):
+        read(tmp_path)
+
+
+def test_a_file_name_that_is_not_utf_8(tmp_path: pathlib.Path) -> None:
+    (tmp_path / os.fsdecode(b"n\xff.txt")).write_text("text")
+    (document,) = read(tmp_path)
+    assert document == {"text": "text", "source": "n\\xff.txt", "id": "n\\xff.txt@0.0"}
 
 
 @pytest.mark.parametrize(
@@ -229,9 +248,12 @@ def test_what_is_left_out_of_a_folder_is_named(folder: pathlib.Path, capsys: pyt
     (folder / "empty.txt").write_text("")
     (folder / "nowhere.txt").symlink_to(folder / "nothing")
     (folder / "elsewhere").symlink_to(folder / "deep")
+    os.mkfifo(folder / "pipe.txt")
     units_of(folder)
-    left_out = "5 files left out: NOTES.MD, elsewhere (a link to a folder), empty.txt (empty), ignored.md, nowhere.txt (a link to nothing)"
-    assert capsys.readouterr().out == f"{folder}: {left_out}\n"
+    left_out = "NOTES.MD, elsewhere (a link to a folder), empty.txt (empty), ignored.md, nowhere.txt (a link to nothing)"
+    pipe = "pipe.txt (no file, but a pipe or a device)"
+    assert capsys.readouterr().out == f"{folder}: 6 files left out: {left_out}, {pipe}\n"
+    (folder / "pipe.txt").unlink()
     for number in range(20):
         (folder / f"x{number:02d}.md").write_text("x")
     units_of(folder)

@@ -405,7 +405,7 @@ def test_text_that_only_repeats_itself_is_refused_in_words(config_of, tmp_path) 
 
 def test_a_folder_that_cannot_be_written(config_of, tmp_path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match="taken cannot be written"):
+    with pytest.raises(UserError, match="taken' is a file; name a folder"):
         prepare(config_of("taken"))
 
 
@@ -451,6 +451,14 @@ def test_a_start_that_is_refused_leaves_no_folder(config_of, tmp_path) -> None:
     (tmp_path / "bad.jsonl").write_text("no JSON\n")
     with pytest.raises(UserError, match="not JSON"):
         prepare(config_of("refused", **{"corpus.path": str(tmp_path / "bad.jsonl")}))
+    assert not (tmp_path / "refused").exists()
+    for name, text in (("none", "null"), ("one", '"a"'), ("same", '"again"}\n{"text": "again"')):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": {text}}}\n')
+        with pytest.raises(UserError, match="the corpus (has|is)"):
+            prepare(config_of("refused", **{"corpus.path": str(tmp_path / f"{name}.jsonl")}))
+        assert not (tmp_path / "refused").exists()
+    with pytest.raises(UserError, match="no training document is left"):
+        prepare(config_of("refused", **{"corpus.language": "de"}))
     assert not (tmp_path / "refused").exists()
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="not JSON"):

@@ -23,7 +23,8 @@ def test_the_settings_decide_the_shards_and_only_where_they_are_on(config_of) ->
 
     plain = depends_on()
     assert not [name for name in plain if "refining" in name or "filters" in name]
-    assert depends_on(**{"corpus.executor": "ray"}) == plain
+    with pytest.raises(UserError, match="corpus.executor = 'ray' does nothing while no document is refined"):
+        depends_on(**{"corpus.executor": "ray"})
     with pytest.raises(UserError, match="does nothing while corpus.deduplicate = False"):
         depends_on(**{"corpus.minhash_buckets": 3})
     on = depends_on(**KNOBS)

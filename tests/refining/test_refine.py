@@ -84,6 +84,9 @@ def test_other_languages_are_dropped(make_corpus, refined) -> None:
     assert len(documents) == 1 and tally.reasons() == {"language fr": 1}
     with pytest.raises(UserError, match="corpus.language = 'english' is not known; did you mean 'en'\\?$"):
         refined(make_corpus(web=["x"]), language="english")
+    sources = [{"name": "mine", "path": str(make_corpus(web=["x"])), "language": "xx"}]
+    with pytest.raises(UserError, match="^the language of the source mine = 'xx' is not known; there are ace, "):
+        refined(None, sources=sources)
 
 
 def changed(text: str, share: float, seed: int) -> str:
@@ -199,6 +202,10 @@ def test_a_score_needs_two_sides_and_more_than_a_few_texts(make_corpus, refined,
     assert [line.partition(" = ")[0] for line in capsys.readouterr().err.splitlines()] == [
         f"lmtiny: warning: corpus.quality_{name}" for name in ("good", "bad")
     ]
+    (tmp_path / "good.txt").write_text("a good text" * 10)
+    refined(folder, quality="filter", quality_threshold=0.0, quality_good=good, quality_bad=bad)
+    length = "half the texts of corpus.quality_good have up to 110 characters, of corpus.quality_bad 10: the score may tell lengths"
+    assert length in capsys.readouterr().err
 
 
 def test_every_stage_counts_every_source_held_out_or_not(make_corpus, refined) -> None:

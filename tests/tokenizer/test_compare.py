@@ -79,6 +79,19 @@ def test_the_command_compares_a_ready_tokenizer_and_leaves_out_what_it_cannot_ha
         run(monkeypatch, "--export", "no_folder/out.json")
     with pytest.raises(UserError, match="--ranks nope is no folder"):
         run(monkeypatch, "--compare", "--ranks", "nope")
+    with pytest.raises(UserError, match=r"--export \. is a folder; name a file, such as tokenizer\.json"):
+        run(monkeypatch, "--export", ".")
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"--export precious\.txt is there, and is no tokenizer\.json"):
+        run(monkeypatch, "--export", "precious.txt")
+    with pytest.raises(UserError, match=r"--compare precious\.txt is a file; name a folder"):
+        run(monkeypatch, "--compare", "precious.txt")
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+    before = (tmp_path / "out.json").read_text()
+    capsys.readouterr()
+    run(monkeypatch, "--config.tokenizer.cut=1024", "--export", "out.json", "--workdir", "else where")
+    assert (tmp_path / "out.json").read_text() != before
+    assert capsys.readouterr().out.endswith(" --workdir 'else where'\n")
 
 
 def test_without_a_network_it_is_said_once_and_shortly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,14 @@ def test_what_was_saved_is_loaded(tokenizers: dict[str, Tokenizer], kind: str, c
     assert sorted(path.name for path in folder.iterdir()) == [DESCRIPTION_FILE, TOKENS_FILE], "nothing left aside"
 
 
+def test_a_folder_that_may_not_be_looked_into(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: pathlib.Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(pathlib.Path, "is_file", denied)  # not by chmod: root may read all
+    assert refusal(tmp_path) == f"{tmp_path} cannot be read (Permission denied); change its permissions, or name another tokenizer"
+
+
 def test_the_hash_is_of_what_decides_the_ids_and_of_nothing_else(bpe: Tokenizer, tmp_path: pathlib.Path) -> None:
     bpe.save(tmp_path, {"made": "here"})
     assert load(tmp_path).hash == bpe.hash
