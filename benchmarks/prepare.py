@@ -2,6 +2,7 @@
 
     python benchmarks/prepare.py --text BOOKS
     python benchmarks/prepare.py --text BOOKS --set corpus.cleaning=unicode --repeats 3
+    python benchmarks/prepare.py --text BOOKS --megabytes 300 --repeats 1
 
 lmtiny.prepare in one process, in turns: learning its tokenizer from the text, and with the one it learned, ready.  Counted is the
 core's own time (user and system), which what else the machine does lengthens little; wall time is told beside it.  Medians.
@@ -18,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from tokenization import varied
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -43,19 +46,31 @@ def prepared(args, folder, **knobs):
     return spent() - before, time.perf_counter() - start
 
 
+def longer(texts, megabytes, folder):
+    """Writes the texts as often as it takes, never twice the same, a file each; returns the files."""
+    folder.mkdir()
+    for number, text in enumerate(varied(texts, int(megabytes * 1e6), [0.0])):
+        (folder / f"{number:05}.txt").write_text(text)
+    return list(folder.iterdir())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True, help="a folder of .txt files")
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.py"))
+    parser.add_argument("--megabytes", type=float, help="the texts again and again, one word in fifty changed, up to so much")
     parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="a knob of the config")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    megabytes = sum(file.stat().st_size for file in pathlib.Path(args.text).rglob("*.txt")) / 1e6
-    if not megabytes:
-        raise SystemExit(f"{args.text}: no .txt file in it")
+    texts = sorted(pathlib.Path(args.text).rglob("*.txt"))
+    if not sum(file.stat().st_size for file in texts):
+        raise SystemExit(f"{args.text}: no text in .txt files in it")
     seconds = {"learning": [], "ready": []}
     with tempfile.TemporaryDirectory() as place:
         work = pathlib.Path(place)
+        if args.megabytes:
+            args.text, texts = work / "text", longer([file.read_text(errors="replace") for file in texts], args.megabytes, work / "text")
+        megabytes = sum(file.stat().st_size for file in texts) / 1e6
         for _ in range(args.repeats):
             seconds["learning"].append(prepared(args, work / "learned"))
             shutil.copytree(work / "learned" / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
