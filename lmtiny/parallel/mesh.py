@@ -117,8 +117,8 @@ def use_compile_cache() -> None:
     """Keeps compiled programs in ~/.cache/lmtiny (or under XDG_CACHE_HOME): a second start does not compile again.
 
     Not where several CPU devices compute together: XLA does not write into the cache which of such a program's collectives
-    comes first.  From there one device may run ahead to the next while another is at the last, and they wait for ever, abort,
-    or add up what does not belong together (docs/log.md).  A folder in JAX_COMPILATION_CACHE_DIR is not used either.
+    comes first.  From there a device may be at several at a time, and they wait for each other for ever, or are aborted
+    (docs/log.md).  A folder in JAX_COMPILATION_CACHE_DIR is not used either.
     """
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.config.update("jax_enable_compilation_cache", False)
