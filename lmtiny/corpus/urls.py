@@ -90,15 +90,30 @@ def _reader(system: Any, path: str, version: dict[str, str], changed: str) -> Ca
     def read(start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
         with _broken():
             now = _version(system.info(path))
-            stream = system.open(path, "rb")
+            first, stream = _stream(system, path, start)
         with stream:
             if any(now.get(key, value) != value for key, value in version.items()):
                 raise UserError(changed)
-            with _broken():
-                stream.seek(start)
-            yield start, iter(lambda: _piece(stream), b"")
+            yield first, iter(lambda: _piece(stream), b"")
 
     return read
+
+
+def _stream(system: Any, path: str, start: int) -> tuple[int, Any]:
+    """Returns (first byte, stream): from `start` on, or from the beginning where a web server knows nothing but whole files."""
+    web = "https" in system.protocol
+    if web and not start:
+        return 0, system.open(path, "rb", block_size=0)  # as one answer, not as ranges of which it may refuse the second
+    stream = system.open(path, "rb")
+    stream.seek(start)
+    if web:
+        try:
+            stream.read(1)  # fsspec has not asked before
+        except ValueError:
+            stream.close()
+            return _stream(system, path, 0)
+        stream.seek(start)
+    return start, stream
 
 
 def _piece(stream: Any) -> bytes:
