@@ -28,6 +28,10 @@ from lmtiny.errors import UserError
 
 HERE = pathlib.Path(__file__).resolve()
 TURNS = 15
+KINDS = {  # of runs: their place in a row of the plot, how they are drawn, what the legend says
+    "time": (0.12, {"marker": "o", "color": "tab:blue"}, "after {:g} minutes"),
+    "tokens": (-0.12, {"marker": "o", "color": "tab:orange", "markerfacecolor": "none"}, "after the base's tokens"),
+}
 SAME_TIME = ("optimizer.schedule", "optimizer.warmdown_fraction", "optimizer.learning_rate", "optimizer.embedding_learning_rate")
 
 
@@ -67,13 +71,13 @@ def timed(args, names):
             yield {"time": name, "ratio": statistics.median(ratios), "base_ms": statistics.median(seconds["base"]) * 1e3, "base": args.base}
 
 
-def steps_of(args, name):
+def steps_of(args, name, tokens_equal):
     """Returns (steps of a run of the variant, milliseconds that a step takes where a base's takes its median)."""
     if missing := [one for one in (variants.BASE, name) if one not in args.times]:
         raise SystemExit(f"{missing[0]} has not been timed; run it with --time first")
     base_ms = statistics.median(record["base_ms"] for record in args.times.values())
     ms = base_ms * args.times[name]["ratio"]
-    if not args.tokens:
+    if not tokens_equal:
         return steps_for(args.minutes, ms / 1e3), ms
     base, own = (one.train.batch_size * one.model.context_length for one in (config_of(args, variants.BASE), config_of(args, name)))
     return round(steps_for(args.minutes, base_ms / 1e3) * base / own), ms
@@ -81,10 +85,14 @@ def steps_of(args, name):
 
 def run(args, books, name):
     """Yields the record of each seed of a variant that is not yet in `args.done`."""
+    num_steps, ms = steps_of(args, name, args.tokens)
     seeds = [seed for seed in range(args.seeds) if (name, seed, args.tokens) not in args.done]
+    if num_steps == steps_of(args, name, not args.tokens)[0]:  # one run says both
+        same = [args.done[name, seed, not args.tokens] for seed in seeds if (name, seed, not args.tokens) in args.done]
+        yield from (record | {"tokens_equal": args.tokens} for record in same)
+        seeds = [seed for seed in seeds if seed not in [record["seed"] for record in same]]
     if not seeds:
         return
-    num_steps, ms = steps_of(args, name)
     one, config = argparse.Namespace(**vars(args) | {"set": changes(args, name)}), config_of(args, name)
     with tempfile.TemporaryDirectory(prefix="recipe-", dir=args.work) as folder:
         work = pathlib.Path(folder).resolve()
@@ -99,43 +107,56 @@ def run(args, books, name):
 
 
 def summary(records):
-    """Returns [(name, mean bits per byte, those of the seeds, the first record)], best first."""
+    """Returns [(name, {"time": scores of its seeds at equal time, "tokens": at equal tokens}, the first record)], best first."""
     named = {}
     for record in records:
         named.setdefault(record["name"], []).append(record)
-    rows = [(name, [one["bits_per_byte"] for one in ones], ones[0]) for name, ones in named.items()]
-    return sorted(((name, statistics.fmean(scores), scores, first) for name, scores, first in rows), key=lambda row: row[1])
+    rows = []
+    for name, ones in named.items():
+        scores = {kind: [one["bits_per_byte"] for one in ones if one["tokens_equal"] == (kind == "tokens")] for kind in KINDS}
+        rows.append((name, {kind: found for kind, found in scores.items() if found}, ones[0]))
+    return sorted(rows, key=lambda row: statistics.fmean(next(iter(row[1].values()))))
 
 
 def table(records):
+    """Returns a Markdown table: bits per byte, the difference to the base, and the seeds of each, at equal time and at equal tokens."""
     rows = summary(records)
-    base = next((mean for name, mean, _, _ in rows if name == variants.BASE), rows[0][1])
-    lines = ["| variant | bits per byte | of the base | seeds | tokens | ms a step | parameters |", "|---|---:|---:|---|---:|---:|---:|"]
-    for name, mean, scores, first in rows:
-        seeds = ", ".join(f"{score:.4f}" for score in scores)
-        lines.append(
-            f"| {name} | {mean:.4f} | {mean / base - 1:+.1%} | {seeds} | {first['tokens'] / 1e6:.2f} M "
-            f"| {first['ms']:.0f} | {first['parameters'] / 1e6:.2f} M |"
-        )
+    kinds = [kind for kind in KINDS if any(kind in scores for _, scores, _ in rows)]
+    bases = next((scores for name, scores, _ in rows if name == variants.BASE), {})
+    head = "".join(f" equal {kind}, bits per byte | of the base | seeds |" for kind in kinds)
+    lines = [f"| variant |{head} ms a step | parameters |", "|---|" + "---:|---:|---|" * len(kinds) + "---:|---:|"]
+    for name, scores, first in rows:
+        cells = ""
+        for kind in kinds:
+            if kind not in scores:
+                cells += " | | |"
+                continue
+            mean = statistics.fmean(scores[kind])
+            change = f"{mean / statistics.fmean(bases[kind]) - 1:+.1%}" if kind in bases else ""
+            cells += f" {mean:.4f} | {change} | {', '.join(f'{score:.4f}' for score in scores[kind])} |"
+        lines.append(f"| {name} |{cells} {first['ms']:.0f} | {first['parameters'] / 1e6:.2f} M |")
     return "\n".join(lines)
 
 
-def plot(records, path, how):
-    """Draws each variant's seeds, best on top, beside the base."""
+def plot(records, path, minutes):
+    """Draws each variant's seeds, best on top: at equal time filled, at equal tokens open; a line marks the base's mean."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     rows = summary(records)[::-1]
-    figure, axis = plt.subplots(figsize=(7, 1 + 0.24 * len(rows)))
-    for place, (_, mean, scores, _) in enumerate(rows):
-        axis.plot(scores, [place] * len(scores), "o", color="tab:blue", markersize=4)
-        axis.plot(mean, place, "|", color="black", markersize=10)
-    if variants.BASE in (names := [name for name, *_ in rows]):
-        axis.axvline(rows[names.index(variants.BASE)][1], color="gray", linewidth=0.8)
-    axis.set_yticks(range(len(rows)), names)
-    axis.set_xlabel(f"bits per byte of held-out books {how}")
+    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.26 * len(rows)))
+    for kind, (place_in_row, marker, label) in KINDS.items():
+        points = [(score, place + place_in_row) for place, (_, scores, _) in enumerate(rows) for score in scores.get(kind, [])]
+        if points:
+            axis.plot(*zip(*points, strict=True), linestyle="", markersize=4, label=label.format(minutes), **marker)
+        for name, scores, _ in rows:
+            if name == variants.BASE and kind in scores:
+                axis.axvline(statistics.fmean(scores[kind]), linewidth=0.8, color=marker["color"], alpha=0.6)
+    axis.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axis.set_xlabel("bits per byte of held-out books")
+    axis.legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -173,7 +194,7 @@ def main():
     if (args.books or args.time) and any(record["base"] != args.base for record in records):
         raise SystemExit(f"--out {args.out} holds runs of another base, {records[0]['base']}; name another file")
     args.times = {record["time"]: record for record in records if "time" in record}
-    args.done = {(record["name"], record["seed"], record["tokens_equal"]) for record in records if "name" in record}
+    args.done = {(record["name"], record["seed"], record["tokens_equal"]): record for record in records if "name" in record}
 
     def keep(record):
         with args.out.open("a", encoding="utf-8") as file:
@@ -196,12 +217,12 @@ def main():
                     say(f"{name}, seed {record['seed']}: {record['bits_per_byte']:.4f} bits per byte")
     except UserError as error:
         raise SystemExit(str(error)) from None
-    runs = [record for record in records if "name" in record and record["tokens_equal"] == args.tokens]
+    runs = [record for record in records if "name" in record]
     if not runs:
-        raise SystemExit(f"{args.out} has no such run yet; --time, then --books FOLDER make some")
+        raise SystemExit(f"{args.out} has no run yet; --time, then --books FOLDER make some")
     print(table(runs))
     if args.plot:
-        plot(runs, args.plot, "at equal tokens" if args.tokens else f"after {args.minutes:g} minutes")
+        plot(runs, args.plot, runs[0]["base"][1])
 
 
 if __name__ == "__main__":
