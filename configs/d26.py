@@ -24,8 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     config.optimizer.update(
-        {
-            "name": "muon", "learning_rate": 0.02, "embedding_learning_rate": 0.01, "head_learning_rate": 0.002,
+        {  # the matrices' rate is 0.1 / sqrt(width): docs/log.md, "Muon's rate"
+            "name": "muon", "learning_rate": 0.0025, "embedding_learning_rate": 0.01, "head_learning_rate": 0.002,
             "schedule": "linear", "warmup_steps": 100, "weight_decay": 0.0,
         }
     )
