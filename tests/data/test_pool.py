@@ -1,5 +1,6 @@
 """Several processes: a signal ends them as a whole, and says nothing but one line."""
 
+import pathlib
 import signal
 import subprocess
 import sys
@@ -51,3 +52,25 @@ def test_a_process_cannot_be_interrupted_from_its_first_moment_on() -> None:
     job = f"('import signal; assert {blocked.format('')}',)"
     done = ended(function="exec", job=job, then=f"assert {blocked.format('not ')}")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+UNGUARDED = """
+from lmtiny.config import defaults
+from lmtiny.data import preparation
+
+config = defaults()
+config.corpus.update({"kind": "files", "path": "FOLDER/in"})
+config.data.update({"dir": "FOLDER/out", "num_processes": 2})
+preparation.prepare(config)
+"""
+
+
+def test_a_script_whose_workers_run_it_again_is_told_so(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.txt").write_text(f"{name} few words of text that nobody has written before. " * 50)
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED.replace("FOLDER", str(tmp_path)))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "lacks `if __name__ == '__main__':`" in done.stderr.splitlines()[-1]
