@@ -1,6 +1,5 @@
 """Files and folders that are there whole or not at all: written aside, then renamed; and held by one process at a time."""
 
-import multiprocessing
 import os
 import pathlib
 import secrets
@@ -10,12 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
-from lmtiny.errors import UserError
-
 if TYPE_CHECKING:
     import numpy as np
 
-OWN_WORKER = "a script that calls prepare() lacks `if __name__ == '__main__':`, so each process that it starts to help runs it again"
 ASIDE = ".aside-"  # in the name of what is not finished
 
 
@@ -65,21 +61,13 @@ def locked(folder: pathlib.Path, waiting: Callable[[], None]) -> Iterator[None]:
 
     A killed process holds nothing.  Where the system or the file system knows no such locks, nothing is held: what is written aside
     has a name of its own until it is whole, so two processes then only do the work twice.
-
-    Raises:
-      UserError: the process that started this one holds it, and waits for this one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "ab") as file:
         if not try_lock(file):
-            if multiprocessing.current_process().name != "MainProcess" and (folder / ".lock").read_bytes() == b"%d" % os.getppid():
-                raise UserError(OWN_WORKER)
             waiting()
             while not try_lock(file):
                 time.sleep(0.2)
-        file.truncate(0)
-        file.write(b"%d" % os.getpid())
-        file.flush()
         yield  # closing the file, or dying, lets go
 
 

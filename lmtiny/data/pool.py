@@ -18,12 +18,20 @@ from lmtiny.errors import UserError
 
 PAYS_FROM_BYTES = 16 << 20  # below, starting processes takes longer than they save
 
+UNGUARDED = "a script that calls prepare() lacks `if __name__ == '__main__':`"
+
 Run = Callable[[str, Callable[..., None], Sequence[tuple[Any, ...]], Sequence[int]], None]
 
 
 def cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def runs_the_script_again() -> bool:
+    """Returns whether this is a started process that still imports the script of the one that started it."""
+    # Such a process has its name from the first, and its parent only when its own work begins.
+    return multiprocessing.current_process().name != "MainProcess" and multiprocessing.parent_process() is None
 
 
 @contextmanager
@@ -64,8 +72,8 @@ def workers(num_processes: int, num_jobs: int, num_bytes: int) -> Iterator[Run]:
             yield run
         except BrokenProcessPool:
             raise UserError(
-                "a process that prepares data died: for want of memory, or because a script that calls prepare() lacks"
-                " `if __name__ == '__main__':`; --config.data.num_processes=1 starts none; what is finished is kept"
+                f"a process that prepares data died: for want of memory, or because {UNGUARDED};"
+                " --config.data.num_processes=1 starts none; what is finished is kept"
             ) from None
         finally:
             executor.shutdown(wait=True, cancel_futures=True)

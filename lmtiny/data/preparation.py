@@ -50,7 +50,7 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     corpus.check(units)  # not before: what is finished is used without the libraries that it was made with
     made = not folder.exists()
     try:
-        with files.locked(folder, lambda: console.say(f"{folder} is being prepared by another process; waiting for it")):
+        with files.locked(folder, lambda: _say_waiting(folder)):
             if not rebuild and (found := _finished(folder, depends_on)):  # another process made it meanwhile, or was killed after that
                 shutil.rmtree(folder / WORK, ignore_errors=True)
                 return _used_again(found, config)
@@ -72,6 +72,13 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
             shutil.rmtree(folder)
         raise
     return shards.read(folder)
+
+
+def _say_waiting(folder: pathlib.Path) -> None:
+    """Says that another process has the folder; raises UserError where that one waits for this one in turn."""
+    if pool.runs_the_script_again():
+        raise UserError(f"{pool.UNGUARDED}, so each process that it starts to help runs it again")
+    console.say(f"{folder} is being prepared by another process; waiting for it")
 
 
 def _refuse_texts_folder(folder: pathlib.Path, config: Config) -> None:
