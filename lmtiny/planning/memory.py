@@ -19,7 +19,7 @@ from lmtiny.planning.shapes import Parameter, Shape, Sizes, parameters, saved_le
 
 FLOAT32 = 4
 AT_ONCE = 0.42  # of what a block keeps for its own backward pass, how much XLA has in memory at one time
-ALONE = 0.46  # of what jax keeps of unrolled layers, how much XLA does where one TPU takes a step alone; the rest it makes again
+ALONE = 0.395  # of what jax keeps of unrolled layers, how much XLA does where one TPU takes a step alone; the rest it makes again
 WRITTEN_OUT = 0.04  # of a device's memory: a chunk's logits' gradient that takes less is written out, else made twice, where it is read
 MOVED_OUT = 0.75  # of the tables' gradients: how much XLA adds up whole over microbatches, to scatter it once a step
 LANES, SUBLANES = 128, 8  # a TPU lays the two innermost dimensions out in tiles of 8 x 128
@@ -118,7 +118,9 @@ def _at_work(
     chunked = 0 < config.train.loss_chunk < z.b * z.T
     logits = {"logits": _logits(config, z), "head and its gradient": head.whole * (z.c + scattered)}
     gradient = logits["logits"] * z.c / FLOAT32
-    if chunked and gradient < WRITTEN_OUT * available and shape["tensor"] * shape["pipeline"] == 1:  # over which a vocabulary is split
+    split = shape["tensor"] * shape["pipeline"] > 1  # the vocabulary
+    unrolled_on_tpu = size_of is tiled_bytes and not config.model.scan_layers
+    if chunked and gradient < WRITTEN_OUT * available and not split and not unrolled_on_tpu:
         logits["gradient of the logits"] = gradient
     block = {
         "block at work": _block_at_work(config, shape, size_of) + made_again,
@@ -138,22 +140,23 @@ def _saved(config: ml_collections.ConfigDict, shape: Shape, z: Sizes, size_of: S
     leaves = saved_leaves(config, shape)
     around = ((z.b, z.S, z.D), FLOAT32)
     again = max(leaves.count(around) - 1, 0) if config.model.scan_layers else 0  # unrolled, those of the blocks are of this shape too
-    kept = functools.partial(_kept, z=z, attention=config.model.attention, size_of=size_of)
+    kept = functools.partial(_kept, model=config.model, z=z, size_of=size_of)
     alone = size_of is tiled_bytes and math.prod(shape.values()) == 1 and config.model.remat == "none" and not config.model.scan_layers
     return (ALONE if alone else 1.0) * sum(map(kept, leaves)), again * kept(around)
 
 
-def _kept(leaf: tuple[tuple[int, ...], int], z: Sizes, attention: str, size_of: SizeOf) -> int:
+def _kept(leaf: tuple[tuple[int, ...], int], model: ml_collections.ConfigDict, z: Sizes, size_of: SizeOf) -> int:
     """Returns the bytes of a saved array.
 
     Activations have their width (D, or H and N as one) in a TPU's lanes, and what splash attention reads, [.., T, N], its N,
-    whatever that wastes.
+    whatever that wastes.  Arrays of layers that are not stacked have N there too.
     """
     size, itemsize = leaf
     if size_of is tiled_bytes:
-        if size[-2:] == (z.H, z.N):
+        heads, in_lanes = size[-2:] == (z.H, z.N), model.attention == "splash" and size[-2:] == (z.T, z.N)
+        if heads and model.scan_layers:
             size = (*size[:-2], z.H * z.N)
-        if size[-1:] in ((z.D,), (z.H * z.N,)) or (attention == "splash" and size[-2:] == (z.T, z.N)):
+        if heads or in_lanes or size[-1:] in ((z.D,), (z.H * z.N,)):
             size = (*size[:-1], -(-size[-1] // LANES) * LANES)
     return size_of(size, itemsize)
 

@@ -88,7 +88,8 @@ def test_less_of_everything_takes_less():
     ("name", "slice_name", "gib"),
     [
         ("d12", "v5e-8", 3.93), ("d12", "v6e-8", 4.93), ("d20", "v5e-8", 7.45), ("d20", "v6e-8", 7.76),
-        ("gpt2_124m", "v5e-8", 14.54), ("gpt2_124m", "v6e-8", 15.31), ("d4_38m", "v5e-1", 12.05), ("d4_38m", "v6e-1", 12.42),
+        ("gpt2_124m", "v5e-8", 14.54), ("gpt2_124m", "v6e-8", 15.31), ("d4_38m", "v5e-1", 8.90), ("d4_38m", "v6e-1", 9.29),
+        ("d4_38m", "v6e-8", 3.17), ("d7_38m", "v5e-1", 11.89), ("d7_38m", "v6e-8", 4.12),
         ("tiny", "v5e-1", 0.178),
     ],
 )  # fmt: skip
@@ -114,6 +115,9 @@ def test_the_gradient_of_a_chunk_of_logits_counts_where_there_is_room_for_it():
     with_room, without = (memory.memory(config, ONE, available=dlogits / 0.04 + more) for more in (1, 0))
     assert with_room.parts["gradient of the logits"] == dlogits and with_room.needed == without.needed + dlogits
     assert "gradient of the logits" not in without.parts
+    config.model.scan_layers = False
+    assert "gradient of the logits" not in memory.memory(config, ONE).parts
+    assert "gradient of the logits" in memory.memory(config, ONE, tiled=False).parts
 
 
 def test_the_cache_of_a_chat_is_what_init_cache_makes():
@@ -201,16 +205,18 @@ def test_every_chip_is_known_by_what_jax_calls_it():
 
 def test_activations_have_their_width_in_lanes():
     """A width of 192 takes 256 lanes, as the TPU compiler lays configs/d29_38m.py out (docs/performance.md)."""
-    config = small_config(**{"model.width": 192, "model.num_heads": 3, "model.context_length": 1024})
+    config = small_config(**{"model.width": 192, "model.num_heads": 3, "model.context_length": 1024, "model.attention": "splash"})
     sizes = shapes.sizes(config, ONE)
 
     def kept(*size):
-        return memory._kept((size, 4), sizes, "splash", memory.tiled_bytes) // 4
+        return memory._kept((size, 4), config.model, sizes, memory.tiled_bytes) // 4
 
     assert kept(8, 1024, 192) == 8 * 1024 * 256
     assert kept(8, 1024, 3, 64) == 8 * 1024 * 256
     assert kept(8, 1024, 768) == 8 * 1024 * 768
     assert kept(8, 3, 1024, 64) == 8 * 3 * 1024 * 128
+    config.model.scan_layers = False
+    assert kept(8, 1024, 3, 64) == 8 * 1024 * 3 * 128  # each head has lanes of its own
 
 
 def test_the_head_at_work_is_the_head_whatever_tables_stand_beside_it():
