@@ -27,6 +27,10 @@ RECIPE = {
         "model.activation": "gelu", "model.qk_norm": False, "model.zero_projections": False, "model.pair_rows": 0, "model.induction": 0,
         "optimizer.name": "adamw", "optimizer.schedule": "cosine",
     },
+    "none of them, rate x 0.5": {
+        "model.activation": "gelu", "model.qk_norm": False, "model.zero_projections": False, "model.pair_rows": 0, "model.induction": 0,
+        "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.learning_rate": "x0.5",
+    },
     "half the batch": {"train.batch_size": "x0.5"},
     "twice the batch": {"train.batch_size": "x2"},
     "rate x 0.5": {"optimizer.learning_rate": "x0.5"},
