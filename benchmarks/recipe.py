@@ -182,6 +182,8 @@ def parsed():
     args.names = args.only.split(";") if args.only else list(args.variants)
     if unknown := [name for name in args.names if name not in args.variants]:
         raise SystemExit(f"--only {unknown[0]}: there are {'; '.join(args.variants)}")
+    if args.plot and not pathlib.Path(args.plot).absolute().parent.is_dir():
+        raise SystemExit(f"--plot {args.plot}: there is no such folder")
     if wrong := [text for text in args.set if "=" not in text]:
         raise SystemExit(f"--set {wrong[0]}: must be KNOB=VALUE")
     args.base = [args.config, args.minutes, *args.set]
@@ -190,7 +192,10 @@ def parsed():
 
 def main():
     args = parsed()
-    records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    try:
+        records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SystemExit(f"--out {args.out} is no file of JSON lines: {error}") from None
     if (args.books or args.time) and any(record["base"] != args.base for record in records):
         raise SystemExit(f"--out {args.out} holds runs of another base, {records[0]['base']}; name another file")
     args.times = {record["time"]: record for record in records if "time" in record}
@@ -217,9 +222,11 @@ def main():
                     say(f"{name}, seed {record['seed']}: {record['bits_per_byte']:.4f} bits per byte")
     except UserError as error:
         raise SystemExit(str(error)) from None
-    runs = [record for record in records if "name" in record]
+    runs = [record for record in records if "name" in record and (not args.only or record["name"] in args.names)]
     if not runs:
-        raise SystemExit(f"{args.out} has no run yet; --time, then --books FOLDER make some")
+        asked = f" of {args.only}" if args.only else ""
+        there = "has" if args.out.is_file() else "is not there:"
+        raise SystemExit(f"{args.out} {there} no run{asked} yet; --time, then --books FOLDER make some")
     print(table(runs))
     if args.plot:
         plot(runs, args.plot, runs[0]["base"][1])

@@ -233,7 +233,8 @@ def run_main(main: Callable[[], int | None], to_go_on: str = "") -> NoReturn:
     """Runs an entry point and exits with what it returns (None: 0).
 
     UserError becomes one line on stderr and exit 1; Ctrl-C a line, which ends with how `to_go_on`, and exit 130; a reader
-    that went away (`| head`) is no error to talk about, exit 1; any other exception keeps its traceback, exit 1.
+    that went away (`| head`) is no error to talk about, exit 1; memory that jax did not get is a line, exit 1; any other
+    exception keeps its traceback, exit 1.
     """
     ctrl_c.raise_it()
     for stream in (sys.stdout, sys.stderr):
@@ -254,11 +255,22 @@ def run_main(main: Callable[[], int | None], to_go_on: str = "") -> NoReturn:
         # Python flushes stdout once more at exit and would complain: let it flush into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except Exception:
+    except Exception as error:
         if ctrl_c.heard:  # an import that it broke off, say
             _interrupted(to_go_on)
-        code = ctrl_c.ending or _ended(traceback.format_exc().rstrip(), 1)
+        code = ctrl_c.ending or _ended(_out_of_memory(error) or traceback.format_exc().rstrip(), 1)
     sys.exit(code)
+
+
+def _out_of_memory(error: Exception) -> str:
+    """Returns the line for an error of jax's that says so, else nothing."""
+    first = str(error).partition("\n")[0]
+    if not first.startswith("RESOURCE_EXHAUSTED"):
+        return ""
+    return (
+        f"lmtiny: error: out of memory ({first.removeprefix('RESOURCE_EXHAUSTED').strip(': ')}); python -m lmtiny.plan with the same "
+        "flags shows what takes it; --config.model.remat=block or a higher --config.train.accumulation takes less"
+    )
 
 
 def _interrupted(to_go_on: str) -> NoReturn:

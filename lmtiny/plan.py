@@ -208,7 +208,8 @@ def say_memory(config: "ml_collections.ConfigDict", needs: "Memory", chip: Chip,
     if chip.memory:
         share = needs.needed / chip.memory
         fits = "it fits" if share <= 1 else "IT DOES NOT FIT"
-        console.say(f"{fits}: {share:.0%} of the memory, by formula (model.remat={config.model.remat}, attention {attention})")
+        formula = "by formula" if chip.backend == "tpu" else "by a formula fitted to TPUs"
+        console.say(f"{fits}: {share:.0%} of the memory, {formula} (model.remat={config.model.remat}, attention {attention})")
 
 
 def say_traffic(lines: "list[Line]") -> None:
