@@ -2,6 +2,11 @@
 
 BASE = "base"
 
+NONE = {  # of what configs/tiny.py has beyond GPT-2's recipe
+    "model.activation": "gelu", "model.qk_norm": False, "model.zero_projections": False, "model.pair_rows": 0, "model.induction": 0,
+    "optimizer.name": "adamw", "optimizer.schedule": "cosine",
+}  # fmt: skip
+
 # One choice of configs/tiny.py after the other: which of them buy something in minutes of training?
 RECIPE = {
     BASE: {},
@@ -23,14 +28,8 @@ RECIPE = {
     "AdamW": {"optimizer.name": "adamw"},
     "AdamW, rate x 0.5": {"optimizer.name": "adamw", "optimizer.learning_rate": "x0.5"},
     "AdamW, rate x 0.25": {"optimizer.name": "adamw", "optimizer.learning_rate": "x0.25"},
-    "none of them": {
-        "model.activation": "gelu", "model.qk_norm": False, "model.zero_projections": False, "model.pair_rows": 0, "model.induction": 0,
-        "optimizer.name": "adamw", "optimizer.schedule": "cosine",
-    },
-    "none of them, rate x 0.5": {
-        "model.activation": "gelu", "model.qk_norm": False, "model.zero_projections": False, "model.pair_rows": 0, "model.induction": 0,
-        "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.learning_rate": "x0.5",
-    },
+    "none of them": NONE,
+    "none of them, rate x 0.5": NONE | {"optimizer.learning_rate": "x0.5"},
     "half the batch": {"train.batch_size": "x0.5"},
     "twice the batch": {"train.batch_size": "x2"},
     "rate x 0.5": {"optimizer.learning_rate": "x0.5"},

@@ -268,8 +268,8 @@ def _out_of_memory(error: Exception) -> str:
     if not first.startswith("RESOURCE_EXHAUSTED"):
         return ""
     return (
-        f"lmtiny: error: out of memory ({first.removeprefix('RESOURCE_EXHAUSTED').strip(': ')}); python -m lmtiny.plan with the same "
-        "flags shows what takes it; --config.model.remat=block or a higher --config.train.accumulation takes less"
+        f"lmtiny: error: out of memory ({first.removeprefix('RESOURCE_EXHAUSTED').strip(': .')}); python -m lmtiny.plan shows "
+        "what takes it; training takes less with model.remat=block or a higher train.accumulation"
     )
 
 

@@ -119,8 +119,7 @@ def _at_work(
     logits = {"logits": _logits(config, z), "head and its gradient": head.whole * (z.c + scattered)}
     gradient = logits["logits"] * z.c / FLOAT32
     split = shape["tensor"] * shape["pipeline"] > 1  # the vocabulary
-    unrolled_on_tpu = size_of is tiled_bytes and not config.model.scan_layers
-    if chunked and gradient < WRITTEN_OUT * available and not split and not unrolled_on_tpu:
+    if chunked and gradient < WRITTEN_OUT * available and not split and not _unrolled_on_tpu(config.model, size_of):
         logits["gradient of the logits"] = gradient
     block = {
         "block at work": _block_at_work(config, shape, size_of) + made_again,
@@ -141,7 +140,7 @@ def _saved(config: ml_collections.ConfigDict, shape: Shape, z: Sizes, size_of: S
     around = ((z.b, z.S, z.D), FLOAT32)
     again = max(leaves.count(around) - 1, 0) if config.model.scan_layers else 0  # unrolled, those of the blocks are of this shape too
     kept = functools.partial(_kept, model=config.model, z=z, size_of=size_of)
-    alone = size_of is tiled_bytes and math.prod(shape.values()) == 1 and config.model.remat == "none" and not config.model.scan_layers
+    alone = math.prod(shape.values()) == 1 and config.model.remat == "none" and _unrolled_on_tpu(config.model, size_of)
     return (ALONE if alone else 1.0) * sum(map(kept, leaves)), again * kept(around)
 
 
@@ -153,12 +152,17 @@ def _kept(leaf: tuple[tuple[int, ...], int], model: ml_collections.ConfigDict, z
     """
     size, itemsize = leaf
     if size_of is tiled_bytes:
-        heads, in_lanes = size[-2:] == (z.H, z.N), model.attention == "splash" and size[-2:] == (z.T, z.N)
-        if heads and model.scan_layers:
+        heads, for_splash = size[-2:] == (z.H, z.N), model.attention == "splash" and size[-2:] == (z.T, z.N)
+        if heads and not _unrolled_on_tpu(model, size_of):
             size = (*size[:-2], z.H * z.N)
-        if heads or in_lanes or size[-1:] in ((z.D,), (z.H * z.N,)):
+        if heads or for_splash or size[-1:] in ((z.D,), (z.H * z.N,)):
             size = (*size[:-1], -(-size[-1] // LANES) * LANES)
     return size_of(size, itemsize)
+
+
+def _unrolled_on_tpu(model: ml_collections.ConfigDict, size_of: SizeOf) -> bool:
+    """Returns whether layers are not stacked, and XLA for TPUs chooses what it keeps of each."""
+    return size_of is tiled_bytes and not model.scan_layers
 
 
 def _sublanes(count: int) -> int:

@@ -197,7 +197,7 @@ def test_another_exception_keeps_its_traceback() -> None:
 
 def test_memory_that_jax_did_not_get_is_one_line() -> None:
     ended = run("raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.\\nmore')")
-    assert ended.returncode == 1 and ended.stderr.startswith("lmtiny: error: out of memory (Out of memory allocating 5 bytes.); ")
+    assert ended.returncode == 1 and ended.stderr.startswith("lmtiny: error: out of memory (Out of memory allocating 5 bytes); ")
     assert ended.stderr.count("\n") == 1 and "lmtiny.plan" in ended.stderr
 
 
