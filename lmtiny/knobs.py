@@ -147,7 +147,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("rows_per_shard", int, 65536, "rows", "rows in one array_record file", at_least(1)),
         Knob("num_processes", int, 0, "", "processes that tokenise; 0: one a core", at_least(0)),
         Knob("read_threads", int, 2, "", "threads that read rows while the device computes", at_least(1)),
-        Knob("prefetch", int, 4, "batches", "batches read ahead", at_least(1)),
+        Knob("prefetch", int, 4, "blocks", "blocks of batches read ahead; a block has one batch, or as many small ones as 65,536 tokens hold", at_least(1)),
     ),
     "model": (
         Knob("context_length", int, 256, "tokens", "T: the longest sequence the model is trained on", at_least(2)),

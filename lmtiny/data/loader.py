@@ -16,6 +16,8 @@ from lmtiny.data import mixture
 from lmtiny.data.shards import READ_OPTIONS, REBUILD, Prepared
 from lmtiny.errors import UserError
 
+BLOCK_TOKENS = 1 << 16  # of batches read in one call of a thread
+
 
 class Rows:
     """The rows of a split by number: `rows[i]` is int32[T+1] for T = `context_length`.
@@ -96,18 +98,25 @@ def batches(
     rows = Rows(prepared, split, config.model.context_length)
     order = mixture.order(prepared.manifest["splits"][split].get("mixture", []), len(rows), rows.per_stored, config)
 
-    def batch(step: int) -> np.ndarray:
-        first = step * batch_size + row_start
-        return rows.batch(np.array([order[index] for index in range(first, first + count)]))
+    # Small batches are read several at a time: a call costs as much as reading a dozen rows.
+    at_once = max(1, BLOCK_TOKENS // max(1, count * rows.context_length))
+    end = len(order) // batch_size
 
-    return _read_ahead(grain.MapDataset.range(start_step, len(order) // batch_size).map(batch), config)
+    def block(start: int) -> np.ndarray:
+        steps = range(start, min(start + at_once, end))
+        wanted = [order[step * batch_size + row_start + row] for step in steps for row in range(count)]
+        return rows.batch(np.array(wanted, np.int64)).reshape(len(steps), count, rows.context_length + 1)
+
+    return _read_ahead(grain.MapDataset.range(start_step, end, at_once).map(block), config)
 
 
 def _read_ahead(dataset: grain.MapDataset, config: ml_collections.ConfigDict) -> Generator[np.ndarray]:
+    """Yields the batches of a dataset of blocks [batches, rows, T+1]."""
     options = grain.ReadOptions(num_threads=config.data.read_threads, prefetch_buffer_size=config.data.prefetch)
     iterator = iter(dataset.to_iter_dataset(options))
     try:
-        yield from iterator
+        for block in iterator:
+            yield from block
     finally:
         iterator.close()
 
@@ -134,6 +143,6 @@ def validation_batches(
         filled = np.full((count, rows.context_length + 1), prepared.bos_id, np.int32)
         if len(wanted):
             filled[: len(wanted)] = rows.batch(wanted)
-        return filled
+        return filled[None]
 
     return _read_ahead(grain.MapDataset.range(-(-total // batch_size)).map(batch), config)
