@@ -3,7 +3,7 @@
 BASE = "base"
 
 NONE = {  # of what configs/tiny.py has beyond GPT-2's recipe
-    "model.activation": "gelu", "model.qk_norm": False, "model.zero_projections": False, "model.pair_rows": 0, "model.induction": 0,
+    "model.activation": "gelu", "model.qk_norm": False, "model.zero_projections": False, "model.ngram_rows": 0, "model.induction": 0,
     "optimizer.name": "adamw", "optimizer.schedule": "cosine",
 }  # fmt: skip
 
@@ -14,11 +14,13 @@ RECIPE = {
     "SwiGLU, same parameters": {"model.activation": "swiglu", "model.mlp_ratio": 8 / 3},
     "no QK-norm": {"model.qk_norm": False},
     "projections not from zero": {"model.zero_projections": False},
-    "no pairs of tokens": {"model.pair_rows": 0},
-    "pairs of tokens, 65,536 rows": {"model.pair_rows": 65536},
+    "no pairs of tokens": {"model.ngram_rows": 0},
+    "pairs of tokens, 65,536 rows": {"model.ngram_rows": 65536},
     "no followers": {"model.induction": 0},
     "followers of 1 to 3 tokens": {"model.induction": 3},
-    "pairs of tokens, 65,536 rows, 1 layer": {"model.pair_rows": 65536, "model.num_layers": 1},
+    "n-grams to 3 tokens, 65,536 rows": {"model.ngram_rows": 65536, "model.longest_ngram": 3},
+    "n-grams to 3 tokens, 2^20 rows": {"model.ngram_rows": 2**20, "model.longest_ngram": 3},
+    "pairs of tokens, 65,536 rows, 1 layer": {"model.ngram_rows": 65536, "model.num_layers": 1},
     "logit soft cap 15": {"model.logit_soft_cap": 15.0},
     "windows of 64, SL": {"model.window": 64, "model.window_pattern": "SL"},
     "documents not masked": {"model.mask_documents": False},
@@ -58,7 +60,7 @@ RECIPE = {
 # split in thirds as there), and what one would ask of the first.
 QUESTIONS_BASE = {
     "tokenizer.vocab_size": 6144, "model.num_layers": 4, "model.width": 128, "model.num_heads": 4, "model.context_length": 256,
-    "model.pair_rows": 0, "model.induction": 0, "train.batch_size": 8,
+    "model.ngram_rows": 0, "model.induction": 0, "train.batch_size": 8,
 }  # fmt: skip
 QUESTIONS = {
     BASE: {},
@@ -79,6 +81,6 @@ QUESTIONS = {
     "vocabulary 4,096": {"tokenizer.vocab_size": 4096},
     "vocabulary 16,384": {"tokenizer.vocab_size": 16384},
     "vocabulary 32,768": {"tokenizer.vocab_size": 32768},
-    "pairs of tokens, 65,536 rows": {"model.pair_rows": 65536},
+    "pairs of tokens, 65,536 rows": {"model.ngram_rows": 65536},
     "followers of 1 and 2 tokens": {"model.induction": 2},
 }  # fmt: skip

@@ -265,7 +265,7 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
     """Returns mesh axis -> devices, and refuses what `num_devices` or the model cannot be split into.
 
     Raises:
-      UserError: the mesh is not the devices, or batch, time, layers, heads, width, MLP, vocabulary or pair rows do not divide by it.
+      UserError: the mesh is not the devices, or batch, time, layers, heads, width, MLP, vocabulary or rows of n-grams do not divide by it.
     """
     shape = {name: int(config.parallel[name]) for name in MESH_AXES}
     rest = math.prod(size for name, size in shape.items() if name != "data")
@@ -289,7 +289,7 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
         ("model.num_kv_heads", num_kv_heads(model), "tensor", tensor),
         ("model.width", model.width, "fsdp", fsdp),
         ("the MLP's hidden size", mlp_size(model), "tensor", tensor),
-        ("model.pair_rows", model.pair_rows, "fsdp x tensor x pipeline", fsdp * tensor * pipeline),
+        ("model.ngram_rows", model.ngram_rows, "tensor x pipeline", tensor * pipeline),
         ("the vocabulary (raise model.vocab_multiple)", padded_vocab(config), "fsdp x tensor x pipeline", fsdp * tensor * pipeline),
     ):
         if size % parts:

@@ -53,13 +53,13 @@ def _init(config: ml_collections.ConfigDict, seed: jax.Array) -> Tree:
 
 
 def count_parameters(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Returns {"embedding", "positions", "pairs", "followers", "blocks", "norm", "head", "total"} -> parameters.
+    """Returns {"embedding", "positions", "ngrams", "followers", "blocks", "norm", "head", "total"} -> parameters.
 
     Padding of the vocabulary is left out.
     """
     _, shapes, _ = abstract(config)
     parts = {
-        "embedding": ("embedding",), "positions": ("positions",), "pairs": ("pairs",), "followers": ("followers",), "blocks": ("blocks",),
+        "embedding": ("embedding",), "positions": ("positions",), "ngrams": ("ngrams",), "followers": ("followers",), "blocks": ("blocks",),
         "norm": ("final_norm",), "head": ("head",),
     }  # fmt: skip
     counts = {

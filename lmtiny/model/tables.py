@@ -1,6 +1,6 @@
-"""What is looked up: the vectors of tokens, of pairs of tokens and of positions; and the head, which is the way back.
+"""What is looked up: the vectors of tokens, of n-grams and of positions; and the head, which is the way back.
 
-B batch, T time, S cache slots, D width, V vocabulary (padded).
+B batch, T time, S cache slots, D width, V vocabulary (padded), K n-grams that end at a token.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from lmtiny.parallel import collectives
 
 
 class Table(nnx.Module):
-    """Rows looked up by number: of tokens or pairs of them (axis "table": rows split over devices), of positions (None)."""
+    """Rows looked up by number: of tokens (axis "table": rows split over devices), of positions (None)."""
 
     def __init__(self, rngs: nnx.Rngs, rows: int, width: int, axis: str | None, std: float = 0.02):
         self.axes, self.shape = (axis, "residual" if axis else "embed"), (rows, width)
@@ -26,12 +26,43 @@ class Table(nnx.Module):
     def __call__(self, indices_BT: jax.Array, dtype: Any) -> jax.Array:
         # Looked up in float32, so that the gradients of a frequent token add up in float32.
         rows_vD = self.rows(dtype).astype(jnp.float32)
-        if self.axes[0] is None or collectives.parts("vocab") == 1:
+        if self.axes[0] is None:
             return jnp.take(rows_vD, indices_BT, axis=0, mode="clip").astype(dtype)
-        local_BT = indices_BT - collectives.part("vocab") * rows_vD.shape[0]
-        here_BT1 = ((local_BT >= 0) & (local_BT < rows_vD.shape[0]))[..., None]
-        x_BTD = jnp.where(here_BT1, jnp.take(rows_vD, local_BT, axis=0, mode="clip"), 0).astype(dtype)
-        return collectives.scatter_total(collectives.total(x_BTD, "layer"), "sequence", 1)
+        return _of_all_parts(_own_rows(rows_vD, indices_BT).astype(dtype))
+
+
+class Ngrams(nnx.Module):
+    """Vectors of the last 2, 3, ... tokens, in one table of hashed rows, from zero.
+
+    A step sees few of the rows, so none but those are read or written: training takes the gradients of what was looked up, not of the
+    table (`training.row_adagrad`).  Every device of "batch" has all rows of its part.
+    """
+
+    def __init__(self, rows: int, width: int, longest: int):
+        self.longest = longest
+        self.table = nnx.Param(jnp.zeros((rows, width)), axes=("vocab", "residual"))
+
+    def rows(self, tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None) -> jax.Array:
+        """Returns `ngram_rows` of this table."""
+        return ngram_rows(tokens_BT, positions_BT, read_BS, self.longest, self.table.shape[0] * collectives.parts("vocab"))
+
+    def __call__(self, rows_BTK: jax.Array, dtype: Any) -> jax.Array:
+        """Returns x_BTD: the sum of the vectors of a token's rows."""
+        return _of_all_parts(jnp.sum(_own_rows(self.table[...], rows_BTK), axis=2).astype(dtype))
+
+
+def _own_rows(rows_vD: jax.Array, indices: jax.Array) -> jax.Array:
+    """Returns the rows of these numbers, zeros for those that another device of "vocab" has."""
+    if collectives.parts("vocab") == 1:
+        return jnp.take(rows_vD, indices, axis=0, mode="clip")
+    local = indices - collectives.part("vocab") * rows_vD.shape[0]
+    here = ((local >= 0) & (local < rows_vD.shape[0]))[..., None]
+    return jnp.where(here, jnp.take(rows_vD, local, axis=0, mode="clip"), 0)
+
+
+def _of_all_parts(x_BTD: jax.Array) -> jax.Array:
+    """Returns the sum over the devices of "vocab", of this device's time steps between the matrices."""
+    return collectives.scatter_total(collectives.total(x_BTD, "layer"), "sequence", 1)
 
 
 class Head(nnx.Module):
@@ -44,21 +75,26 @@ class Head(nnx.Module):
         return collectives.gather_weight(self.kernel[...], self.axes, self.shape, dtype)
 
 
-def pair_rows(tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None, num_rows: int) -> jax.Array:
-    """Returns the row in a table of `num_rows` for each token and the one before it in its document, by a hash of both.
+def ngram_rows(
+    tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None, longest: int, num_rows: int
+) -> jax.Array:
+    """Returns rows_BTK of a table of `num_rows` for the last 2, 3, .., `longest` tokens of its document, by a hash of them.
 
     As in arXiv 2501.16975 (n-grams of the input) and arXiv 1709.03933 (hashed rows).
 
     `read_BS`: the tokens of all positions where `tokens_BT` begins in the middle; at the start of a document 0 comes before.
     """
-    if read_BS is None:
-        before_BT = jnp.pad(tokens_BT[:, :-1], ((0, 0), (1, 0)))
-    else:
-        before_BT = jnp.take_along_axis(read_BS, jnp.maximum(positions_BT - 1, 0), axis=1)
-    before_BT = jnp.where(positions_BT > 0, before_BT, 0)
-    # Knuth's multiplier (The Art of Computer Programming 3, section 6.4) makes one number of the two.
-    pair_BT = before_BT.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + tokens_BT.astype(jnp.uint32)
-    return (mixed(pair_BT) % jnp.uint32(num_rows)).astype(jnp.int32)
+    hash_BT, found = tokens_BT.astype(jnp.uint32), []
+    for back in range(1, longest):
+        if read_BS is None:
+            before_BT = jnp.pad(tokens_BT, ((0, 0), (back, 0)))[:, : tokens_BT.shape[1]]
+        else:
+            before_BT = jnp.take_along_axis(read_BS, jnp.maximum(positions_BT - back, 0), axis=1)
+        before_BT = jnp.where(positions_BT >= back, before_BT, 0)
+        # Knuth's multiplier (The Art of Computer Programming 3, section 6.4) makes one number of the two.
+        hash_BT = mixed(hash_BT * jnp.uint32(0x9E3779B1) + before_BT.astype(jnp.uint32))
+        found.append((hash_BT % jnp.uint32(num_rows)).astype(jnp.int32))
+    return jnp.stack(found, axis=-1)
 
 
 def mixed(x: jax.Array) -> jax.Array:

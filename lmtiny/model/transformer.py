@@ -21,7 +21,7 @@ from lmtiny.model.experts import Experts
 from lmtiny.model.induction import followers
 from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
 from lmtiny.model.rematerialisation import rematerialised
-from lmtiny.model.tables import Head, Table, pair_rows
+from lmtiny.model.tables import Head, Ngrams, Table
 from lmtiny.parallel import collectives
 from lmtiny.parallel.matmul import matmul, transposed
 from lmtiny.parallel.pipeline import run_stages
@@ -61,7 +61,7 @@ class Transformer(nnx.Module):
         rows = config_lib.padded_vocab(config)
         self.embedding = Table(rngs, rows, model.width, "table")
         self.positions = nnx.data(Table(rngs, model.context_length, model.width, None) if model.position == "learned" else None)
-        self.pairs = nnx.data(Table(rngs, model.pair_rows, model.width, "table", std=0.0) if model.pair_rows else None)
+        self.ngrams = nnx.data(Ngrams(model.ngram_rows, model.width, model.longest_ngram) if model.ngram_rows else None)
         self.followers = nnx.data(Table(rngs, rows, model.width, "table", std=0.0) if model.induction else None)
         self.blocks = _stack(lambda key: Block(model, nnx.Rngs(key)), model.num_layers, rngs.params())
         self.final_norm = Norm(model)
@@ -74,11 +74,12 @@ class Transformer(nnx.Module):
         segments_BT: jax.Array | None = None,
         cache: Cache | None = None,
         dropout_key: jax.Array | None = None,
+        ngrams_BTD: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None, Losses]:
         """Returns (what the head reads [B, T, D] in the compute type, the new cache, losses of the blocks' own).
 
-        Arguments as `__call__`.  Inside shard_map they are whole in time, and the result holds the time steps of this
-        device (`parallel.zigzag`); the losses are its share.
+        Arguments as `__call__`; `ngrams_BTD`: what `looked_up_ngrams` gives, where it has been done.  Inside shard_map they are
+        whole in time, and the result holds the time steps of this device (`parallel.zigzag`); the losses are its share.
         """
         c = ml_collections.FrozenConfigDict(self.config)
         dtype = jnp.dtype(c.compute_dtype)
@@ -90,6 +91,8 @@ class Transformer(nnx.Module):
             cache = {name: cache[name] for name in ("key", "value")}
         segments_BT = segments_BT if c.mask_documents else None
         x_BTD = self._looked_up(tokens_BT, positions_BT, segments_BT, read_BS, dtype)
+        if self.ngrams is not None:
+            x_BTD += self.looked_up_ngrams(tokens_BT, positions_BT, read_BS)[0] if ngrams_BTD is None else ngrams_BTD
         positions_BT = own_time(positions_BT)
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, collectives.part("batch", "time", "sequence"))
@@ -109,13 +112,22 @@ class Transformer(nnx.Module):
             cache = {**cache, "token": read_BS}
         return self.final_norm(x_BTD), cache, losses
 
+    def looked_up_ngrams(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns (the sum of the vectors of the n-grams that end at each token [B, T, D], their rows [B, T, K]), of the time steps here.
+
+        The vectors are those of this device's "sequence", the rows are not split over it.
+        """
+        assert self.ngrams is not None
+        rows_BTK = own_time(self.ngrams.rows(tokens_BT, positions_BT, read_BS))
+        return self.ngrams(rows_BTK, jnp.dtype(self.config["compute_dtype"])), rows_BTK
+
     def _looked_up(
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array | None, read_BS: jax.Array | None, dtype: Any
     ) -> jax.Array:
-        """Returns the sum of the vectors of tokens, pairs, followers and positions, of the time steps here."""
+        """Returns the sum of the vectors of tokens, followers and positions, of the time steps here."""
         x_BTD = self.embedding(own_time(tokens_BT), dtype)
-        if self.pairs is not None:
-            x_BTD += self.pairs(own_time(pair_rows(tokens_BT, positions_BT, read_BS, self.config["pair_rows"])), dtype)
         if self.followers is not None:
             # m: the rows for n = 1, then those for n = 2, ...; looked up at once.
             next_mT = own_time(jnp.concatenate(self._following(tokens_BT, positions_BT, segments_BT, read_BS)))
@@ -223,12 +235,12 @@ def _windows_here(model: ml_collections.ConfigDict) -> tuple[tuple[int, ...], li
 def init_cache(config: ml_collections.ConfigDict, batch_size: int, num_slots: int) -> Cache:
     """Returns an empty cache for `num_slots` positions of `batch_size` rows: {"key", "value"} [L, B, S, K, N], compute type.
 
-    With model.pair_rows or model.induction also {"token"} [B, S], which are read back as the tokens before.
+    With model.ngram_rows or model.induction also {"token"} [B, S], which are read back as the tokens before.
     """
     c = config.model
     shape = (c.num_layers, batch_size, num_slots, config_lib.num_kv_heads(c), config_lib.head_dim(c))
     cache = {"key": jnp.zeros(shape, c.compute_dtype), "value": jnp.zeros(shape, c.compute_dtype)}
-    return cache | ({"token": jnp.zeros((batch_size, num_slots), jnp.int32)} if c.pair_rows or c.induction else {})
+    return cache | ({"token": jnp.zeros((batch_size, num_slots), jnp.int32)} if c.ngram_rows or c.induction else {})
 
 
 def _stack(make: Any, num_layers: int, key: jax.Array) -> Block:

@@ -58,7 +58,7 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
     size_of = tiled_bytes if tiled else plain_bytes
     state = {name: sum(size_of(*leaf) for leaf in leaves) for name, leaves in state_leaves(config, shape).items()}
     params = parameters(config, shape)
-    tables = [one for one in params if not one.in_blocks]
+    tables = [one for one in params if not one.in_blocks and not one.by_rows]
     saved, made_again = _saved(config, shape, z, size_of)
     return Memory(
         {
@@ -67,6 +67,7 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
             "batch": z.b * z.A * (config.model.context_length + 1) * FLOAT32,
             "gradients": _gradients(config, params, z),
             "gradients not yet scattered": MOVED_OUT * sum(one.whole - one.local for one in tables) * FLOAT32 if z.A > 1 else 0.0,
+            "n-grams at work": _ngrams_at_work(config, params, z, tiled),
             "saved activations": saved - made_again,
             **_at_work(config, shape, params, made_again, size_of, available),
         }
@@ -79,14 +80,14 @@ def memory_on(chip: Chip, config: ml_collections.ConfigDict, shape: Shape) -> Me
 
 
 def cache_bytes(config: ml_collections.ConfigDict, num_rows: int = 1, num_slots: int = 0) -> int:
-    """Returns the bytes a chat keeps of what it read: keys, values, tokens for model.pair_rows and model.induction.
+    """Returns the bytes a chat keeps of what it read: keys, values, tokens for model.ngram_rows and model.induction.
 
     `num_slots` 0: the whole context.
     """
     c = config.model
     one = sizes(config, dict.fromkeys(config_lib.MESH_AXES, 1))
     tokens = num_rows * (num_slots or c.context_length)
-    return tokens * (2 * c.num_layers * one.K * one.N * one.c + (4 if c.pair_rows or c.induction else 0))
+    return tokens * (2 * c.num_layers * one.K * one.N * one.c + (4 if c.ngram_rows or c.induction else 0))
 
 
 def tiled_bytes(shape: tuple[int, ...], itemsize: int) -> int:
@@ -179,7 +180,21 @@ def plain_bytes(shape: tuple[int, ...], itemsize: int) -> int:
 def _gradients(config: ml_collections.ConfigDict, params: list[Parameter], z: Sizes) -> float:
     """Float32, as the weights lie; with several microbatches their sum beside the newest."""
     whole = config.parallel.zero == 1
-    return sum(one.whole if whole else one.local for one in params) * FLOAT32 * (2.0 if z.A > 1 else 1.0)
+    return sum(one.whole if whole else one.local for one in params if not one.by_rows) * FLOAT32 * (2.0 if z.A > 1 else 1.0)
+
+
+def _ngrams_at_work(config: ml_collections.ConfigDict, params: list[Parameter], z: Sizes, tiled: bool) -> float:
+    """Of every token of the batch, on every device, the gradient of its n-grams' vectors, in float32; and the sum for each row.
+
+    A width that does not fill a TPU's lanes lies with rows and width changed over, to save their padding; where rows are looked up
+    XLA copies the table, padded (docs/log.md, "n-grams: rows that a step does not read").
+    """
+    c, tables = config.model, [one for one in params if one.by_rows]
+    if not tables:
+        return 0.0
+    gradients = c.longest_ngram * config.train.batch_size * c.context_length * z.D * FLOAT32
+    padded = sum(one.local // z.D for one in tables) * math.ceil(z.D / LANES) * LANES * FLOAT32
+    return float(gradients + (padded if tiled and z.D % LANES else 0))
 
 
 def _logits(config: ml_collections.ConfigDict, z: Sizes) -> float:

@@ -37,9 +37,14 @@ class Parameter:
         return self.path[0] == "blocks"
 
     @property
+    def by_rows(self) -> bool:
+        """Whether a step has gradients of the rows it read alone, and no other state than a number a row: the table of n-grams."""
+        return self.path[0] == "ngrams"
+
+    @property
     def part(self) -> str:
         """What it belongs to, in a reader's words."""
-        names = {"pairs": "pairs of tokens", "followers": "followers of n-grams", "final_norm": "norms"}
+        names = {"ngrams": "n-grams", "followers": "followers of n-grams", "final_norm": "norms"}
         return names.get(self.path[0], self.path[0])
 
 

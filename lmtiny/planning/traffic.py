@@ -10,6 +10,7 @@ import math
 
 import ml_collections
 
+from lmtiny.parallel.axes import mesh_axes
 from lmtiny.planning.shapes import Parameter, Shape, Sizes, parameters, sizes
 
 FLOAT32 = 4
@@ -39,6 +40,7 @@ def traffic(config: ml_collections.ConfigDict, shape: Shape, *, regathers: bool 
         *_gradients(config, shape, params),
         *_sequence(config, shape, z),
         *_vocabulary(config, shape, z),
+        *_ngrams(config, shape, z),
         *_experts(config, shape, z),
         *_ring(config, shape, z),
         *_stages(shape, z),
@@ -94,6 +96,8 @@ def _gradients(config: ml_collections.ConfigDict, shape: Shape, params: list[Par
     sums: dict[tuple[str, ...], float] = {}
     scattered = 0.0
     for one in params:
+        if one.by_rows:
+            continue
         over = tuple(name for name, count in shape.items() if count > 1 and name not in one.split)
         devices = math.prod(shape[name] for name in over)
         sums[over] = sums.get(over, 0.0) + 2 * _share(devices) * one.local * FLOAT32
@@ -154,7 +158,7 @@ def _vocabulary(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> li
     tensor, stages = shape["tensor"], shape["pipeline"]
     over = tuple(name for name in ("pipeline", "tensor") if shape[name] > 1)
     x = z.A * z.b * z.T * z.D * z.c
-    looked_up = z.A * z.b * z.T * z.D * (1 + bool(config.model.pair_rows) + config.model.induction) * z.c
+    looked_up = z.A * z.b * z.T * z.D * (1 + bool(config.model.ngram_rows) + config.model.induction) * z.c
     numbers = z.A * z.b * z.T * FLOAT32 * 2 * _share(tensor * stages)
     tokens, chunk = z.b * z.T, config.train.loss_chunk
     chunked = 0 < chunk < tokens
@@ -169,6 +173,17 @@ def _vocabulary(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> li
         Line("what the head reads", "all-gather", ("tensor",), x * _share(tensor)),
         Line("what the head reads, backward", "reduce-scatter", ("tensor",), x * _share(tensor)),
         Line("loss over the vocabulary", "all-reduce", over, numbers * (3 if chunked else 5)),
+    ]
+
+
+def _ngrams(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> list[Line]:
+    """Every token's gradient and rows of the table of n-grams to all devices (`training.row_adagrad`)."""
+    c, over = config.model, tuple(name for name in mesh_axes("batch") if shape[name] > 1)
+    devices = math.prod(shape[name] for name in over)
+    row = z.A * z.b * z.T * shape["context"] * (z.D * z.c + (c.longest_ngram - 1) * 4) * (c.ngram_rows > 0)
+    return [
+        Line("n-grams' gradients to all, over time", "all-gather", ("context",), row * _share(shape["context"])),
+        Line("n-grams' gradients to all, over rows", "all-gather", over, row * devices * _share(devices)),
     ]
 
 

@@ -1,7 +1,8 @@
 """Learning-rate schedules, and AdamW or Muon over groups of parameters.
 
-A parameter's group follows from its name and axes: "matrix" (inside blocks), "embedding" (tables), "head", and "scalar"
-(norms, biases).  Each group has a peak rate and weight decay of its own under one schedule.
+A parameter's group follows from its name and axes: "matrix" (inside blocks), "embedding" (tables), "ngrams" (their table, which
+is neither AdamW's nor Muon's: `row_adagrad`), "head", and "scalar" (norms, biases).  Each group has a peak rate and weight decay of
+its own under one schedule.
 """
 
 from typing import Any
@@ -11,14 +12,15 @@ import ml_collections
 import optax
 
 from lmtiny.training.muon import scale_by_muon
+from lmtiny.training.row_adagrad import scale_by_row_adagrad
 
-GROUPS = ("matrix", "embedding", "head", "scalar")
+GROUPS = ("matrix", "embedding", "ngrams", "head", "scalar")
 
 
 def group(path: tuple[str, ...]) -> str:
     """Returns the group of the parameter of this path, such as ("blocks", "mlp", "up", "kernel") -> "matrix"."""
     if path[-1] == "table":
-        return "embedding"
+        return "ngrams" if path[0] == "ngrams" else "embedding"
     if path[-1] == "kernel":
         return "matrix" if path[0] == "blocks" else "head"
     return "scalar"
@@ -46,13 +48,14 @@ def peak_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Returns group -> peak learning rate; a rate of 0 in the config stands for optimizer.learning_rate."""
     c = config.optimizer
     own = {"embedding": c.embedding_learning_rate, "head": c.head_learning_rate, "scalar": c.scalar_learning_rate}
-    return {"matrix": c.learning_rate} | {name: rate or c.learning_rate for name, rate in own.items()}
+    rates = {"matrix": c.learning_rate, "ngrams": c.ngram_learning_rate}
+    return rates | {name: rate or c.learning_rate for name, rate in own.items()}
 
 
 def make_optimizer(
     config: ml_collections.ConfigDict, axes: Any, rate_schedule: optax.Schedule | None = None
-) -> optax.GradientTransformation:
-    """Returns the optax optimizer of the config.
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optax optimizer of the config; its update is told `rows` of the gradients of the table of n-grams.
 
     Args:
       axes: tree of logical axes of the parameters (`model.size.abstract`).
@@ -60,11 +63,15 @@ def make_optimizer(
     """
     c = config.optimizer
     share = rate_schedule or schedule(config)
-    decayed = {"matrices": ("matrix",), "tables": ("matrix", "embedding", "head"), "all": GROUPS}[c.decay]
+    tables = ("matrix", "embedding", "head")
+    decayed = {"matrices": ("matrix",), "tables": tables, "all": (*tables, "scalar")}[c.decay]
     by_path = {_keys(path): value for path, value in jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_axes)}
 
     def optimizer(name: str) -> optax.GradientTransformation:
-        if c.name == "muon" and name == "matrix":
+        direction: optax.GradientTransformation
+        if name == "ngrams":
+            direction = scale_by_row_adagrad()
+        elif c.name == "muon" and name == "matrix":
             direction = scale_by_muon(by_path, c.momentum, "bfloat16" if config.model.compute_dtype == "bfloat16" else "float32")
         else:
             direction = optax.scale_by_adam(c.b1, c.b2, c.epsilon)
@@ -74,7 +81,9 @@ def make_optimizer(
 
     labels = jax.tree_util.tree_map_with_path(lambda path, _: group(_keys(path)), axes, is_leaf=_is_axes)
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
-    return optax.chain(clip, optax.partition({name: optimizer(name) for name in GROUPS}, labels))
+    # Where there are no n-grams, the state has no place for them: checkpoints from before there were any can be read.
+    groups = [name for name in GROUPS if name != "ngrams" or "ngrams" in axes]
+    return optax.chain(clip, optax.partition({name: optimizer(name) for name in groups}, labels))
 
 
 def _keys(path: Any) -> tuple[str, ...]:

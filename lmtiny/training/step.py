@@ -5,7 +5,7 @@ B rows of a batch, T time, A microbatches of b rows, V vocabulary.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,33 @@ from lmtiny.parallel import collectives
 from lmtiny.parallel.mesh import batch_sharding
 from lmtiny.parallel.vocab_cross_entropy import summed_cross_entropy
 from lmtiny.parallel.zigzag import own_time
+from lmtiny.training import row_adagrad
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import TrainState, abstract_state, state_shardings, weight_shardings, weight_specs
 
 Metrics = dict[str, jax.Array]
 
+
+class Gradients(NamedTuple):
+    """loss: the mean, nats. grads: tree like the parameters, of the table of n-grams those of the rows looked up. weight: target tokens.
+
+    bad_row: the first row of the batch that is not finite, or -1. table_rows: which rows `grads` has of the table; None without one.
+    """
+
+    loss: jax.Array
+    grads: Any
+    weight: jax.Array
+    bad_row: jax.Array
+    table_rows: jax.Array | None
+
+
 SCALE_GROWTH_STEPS = 2000  # Mixed Precision Training, arXiv 1710.03740, and the default of most of its implementations
 
 
 def token_losses(
-    graph: Any, params: Any, tokens: jax.Array, bos_id: int, config: ml_collections.ConfigDict, dropout_key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+    graph: Any, params: Any, tokens: jax.Array, bos_id: int, config: ml_collections.ConfigDict,
+    dropout_key: jax.Array | None = None, ngrams_BTD: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:  # fmt: skip
     """Returns (sum of nats, nll_BT in nats, mask_BT as 0.0 or 1.0, losses of the blocks' own) of packed rows tokens[B, T+1].
 
     Padding has mask 0.  Inside shard_map T is what this device holds of it, and the blocks' losses are its share.  The sum has
@@ -40,7 +56,7 @@ def token_losses(
     model = nnx.merge(graph, params)
     inputs_BT = tokens[:, :-1]
     x_BTD, _, losses = model.hidden(
-        inputs_BT, rows.positions(inputs_BT, bos_id), rows.segments(inputs_BT, bos_id), None, dropout_key
+        inputs_BT, rows.positions(inputs_BT, bos_id), rows.segments(inputs_BT, bos_id), None, dropout_key, ngrams_BTD
     )
     mask_BT = own_time(rows.target_mask(tokens, bos_id)).astype(jnp.float32)
     total, nll_BT = summed_cross_entropy(
@@ -50,35 +66,40 @@ def token_losses(
     return total, nll_BT, mask_BT, losses
 
 
-def make_gradients(config: ml_collections.ConfigDict, bos_id: int) -> Callable[..., tuple[jax.Array, Any, jax.Array, jax.Array]]:
-    """Returns f(params, tokens[B, T+1], key, loss_scale) -> (mean loss, its gradient, target tokens, first bad row or -1).
+def make_gradients(config: ml_collections.ConfigDict, bos_id: int) -> Callable[..., Gradients]:
+    """Returns f(params, tokens[B, T+1], key, loss_scale) -> Gradients.
 
     The mean is over all target tokens of the batch, whatever the number of microbatches and devices.  Where a mesh is set
     (`jax.set_mesh`), it all runs inside one shard_map: what devices send is what `parallel.collectives` says.
     """
     graph, _, axes = size.abstract(config)
+    dense_axes, _ = row_adagrad.without_ngrams(axes)
 
-    def gradients(params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+    def gradients(params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array) -> tuple[Any, ...]:
         weight = jnp.sum(rows.target_mask(tokens, bos_id).astype(jnp.float32))
         weight = jnp.maximum(collectives.total(weight, "batch"), 1.0)
         run = functools.partial(_local_gradients, config, graph, bos_id)
-        nll, grads, finite_B = run(params, tokens, key, scale / weight, scale / config.train.batch_size)
+        nll, grads, looked_up, finite_B = run(params, tokens, key, scale / weight, scale / config.train.batch_size)
         total = functools.partial(collectives.total_gradient, scatter=config.parallel.zero == 1)
-        grads = jax.tree.map(lambda grad, names: total(grad, names) / scale, grads, axes)
-        return nll / weight, grads, weight, finite_B
+        grads = jax.tree.map(lambda grad, names: total(grad, names) / scale, grads, dense_axes)
+        if looked_up is None:
+            return nll / weight, grads, None, None, weight, finite_B
+        table_rows, grads_MD = row_adagrad.of_all_tokens(looked_up, config.model.ngram_rows)
+        return nll / weight, grads, table_rows, grads_MD / scale, weight, finite_B
 
-    def whole(params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+    def whole(params: Any, tokens: jax.Array, key: jax.Array, scale: jax.Array) -> Gradients:
         run = gradients
         if not jax.sharding.get_abstract_mesh().empty:
             batch, everywhere = axes_lib.spec(("batch",)), PartitionSpec()
             run = jax.shard_map(
                 gradients,
                 in_specs=(weight_specs(config, axes), axes_lib.spec(("batch", None)), everywhere, everywhere),
-                out_specs=(everywhere, axes_lib.tree_specs(axes), everywhere, batch),
+                out_specs=(everywhere, axes_lib.tree_specs(dense_axes), everywhere, everywhere, everywhere, batch),
                 check_vma=False,
             )
-        loss, grads, weight, finite_B = run(params, tokens, key, scale)
-        return loss, grads, weight, jnp.where(jnp.all(finite_B), -1, jnp.argmin(finite_B))
+        loss, grads, table_rows, grads_MD, weight, finite_B = run(params, tokens, key, scale)
+        bad_row = jnp.where(jnp.all(finite_B), -1, jnp.argmin(finite_B))
+        return Gradients(loss, row_adagrad.with_ngrams(grads, grads_MD), weight, bad_row, table_rows)
 
     return whole
 
@@ -86,38 +107,45 @@ def make_gradients(config: ml_collections.ConfigDict, bos_id: int) -> Callable[.
 def _local_gradients(
     config: ml_collections.ConfigDict, graph: Any, bos_id: int,
     params: Any, tokens: jax.Array, key: jax.Array, token_scale: jax.Array, row_scale: jax.Array,
-) -> tuple[jax.Array, Any, jax.Array]:  # fmt: skip
-    """Returns (sum of nats over all devices, gradient of this device's share of the loss, which rows here are finite).
+) -> tuple[jax.Array, Any, Any, jax.Array]:  # fmt: skip
+    """Returns (sum of nats over all devices, gradient of this device's share of the loss, `looked_up`, which rows here are finite).
 
-    The loss is token_scale x nats + row_scale x the blocks' own losses, whose weights are in the config.
+    The loss is token_scale x nats + row_scale x the blocks' own losses, whose weights are in the config.  `looked_up`: the
+    n-grams' rows of the table [A, b, T, K], and the gradients of their sums [A, b, T, D]; None without any.
     """
     accumulation, of_blocks = config.train.accumulation, {"balance": config.model.router_balance_loss, "z": config.model.router_z_loss}
     # Devices that hold the same tokens' losses contribute a share each.
     share = token_scale / collectives.parts("vocab")
+    dense, table = row_adagrad.without_ngrams(params)
 
-    def microbatch_loss(params: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
-        total, nll_bT, mask_bT, losses = token_losses(graph, params, tokens, bos_id, config, key)
+    def microbatch_loss(dense: Any, ngrams_bTD: Any, tokens: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        params = row_adagrad.with_ngrams(dense, table)
+        total, nll_bT, mask_bT, losses = token_losses(graph, params, tokens, bos_id, config, key, ngrams_bTD)
         rows_b = jnp.sum(nll_bT * mask_bT, axis=1)
         own = sum((of_blocks[name] * loss for name, loss in losses.items()), jnp.float32(0))
         return total * share + own * row_scale, rows_b
 
-    def add(grads: Any, microbatch: Any) -> tuple[Any, jax.Array]:
+    def add(grads: Any, microbatch: Any) -> tuple[Any, Any]:
         index, tokens_bT = microbatch
         dropout_key = jax.random.fold_in(key, index) if config.model.dropout else None
-        (_, rows_b), more = jax.value_and_grad(microbatch_loss, has_aux=True)(params, tokens_bT, dropout_key)
-        return jax.tree.map(jnp.add, grads, more), rows_b
+        ngrams_bTD = rows_bTK = None
+        if table is not None:
+            inputs_bT = tokens_bT[:, :-1]
+            ngrams_bTD, rows_bTK = nnx.merge(graph, params).looked_up_ngrams(inputs_bT, rows.positions(inputs_bT, bos_id))
+        gradient = jax.value_and_grad(microbatch_loss, argnums=(0, 1), has_aux=True)
+        (_, rows_b), (more, of_ngrams_bTD) = gradient(dense, ngrams_bTD, tokens_bT, dropout_key)
+        return jax.tree.map(jnp.add, grads, more), (rows_b, (rows_bTK, of_ngrams_bTD))
 
     # Microbatch a holds rows a, a + A, ... of those that are here.
     tokens_AbT = tokens.reshape(-1, accumulation, tokens.shape[1]).swapaxes(0, 1)
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = jax.tree.map(jnp.zeros_like, dense)
     if accumulation == 1:
-        grads, rows_b = add(zeros, (jnp.int32(0), tokens_AbT[0]))
-        rows_B = rows_b
+        grads, each = add(zeros, (jnp.int32(0), tokens_AbT[0]))
+        rows_Ab, looked_up = jax.tree.map(lambda one: one[None], each)
     else:
-        grads, rows_Ab = jax.lax.scan(add, zeros, (jnp.arange(accumulation), tokens_AbT))
-        rows_B = rows_Ab.swapaxes(0, 1).reshape(-1)
-    rows_B = collectives.total(rows_B, "time")
-    return collectives.total(jnp.sum(rows_B), "batch"), grads, jnp.isfinite(rows_B)
+        grads, (rows_Ab, looked_up) = jax.lax.scan(add, zeros, (jnp.arange(accumulation), tokens_AbT))
+    rows_B = collectives.total(rows_Ab.swapaxes(0, 1).reshape(-1), "time")
+    return collectives.total(jnp.sum(rows_B), "batch"), grads, looked_up if table is not None else None, jnp.isfinite(rows_B)
 
 
 def make_train_step(
@@ -132,7 +160,7 @@ def make_train_step(
 
     def step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        loss, grads, num_tokens, bad_row = gradients(state.params, tokens, key, state.loss_scale)
+        loss, grads, num_tokens, bad_row, table_rows = gradients(state.params, tokens, key, state.loss_scale)
         grad_norm = optax.tree.norm(grads)
         loss_ok, grads_ok = jnp.isfinite(loss), jnp.isfinite(grad_norm)
         # Under float16 an overflowing gradient is expected now and then: that step is left out and the scale halved,
@@ -140,12 +168,11 @@ def make_train_step(
         bad = ~loss_ok | (~grads_ok & (state.loss_scale < 1.0 if half else True))
         bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
         take = loss_ok & grads_ok & (bad_step < 0)
-        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params)
-        new_params = optax.apply_updates(state.params, updates)
+        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params, rows=table_rows)
         scale, since = _next_scale(state, grads_ok) if half else (state.loss_scale, state.steps_since_scaled)
         new_state = TrainState(
             step=state.step + (bad_step < 0),
-            params=_chosen(take, new_params, state.params),
+            params=_updated(take, state.params, updates, table_rows),
             optimizer=_chosen(take, new_optimizer, state.optimizer),
             loss_scale=scale,
             steps_since_scaled=since,
@@ -172,6 +199,15 @@ def traced_train_step(config: ml_collections.ConfigDict, mesh: Mesh, bos_id: int
         optimizer = make_optimizer(config, size.abstract(config)[2])
         step: Any = make_train_step(config, optimizer, mesh, bos_id)
         return step.trace(*abstract_inputs(config, optimizer, mesh))
+
+
+def _updated(take: jax.Array, params: Any, updates: Any, table_rows: jax.Array | None) -> Any:
+    """Returns the parameters with the updates, or as they are where not `take`; of the table of n-grams only the rows are touched."""
+    (dense, table), (of_dense, of_rows) = map(row_adagrad.without_ngrams, (params, updates))
+    new = _chosen(take, optax.apply_updates(dense, of_dense), dense)
+    if table is None or table_rows is None:
+        return new
+    return row_adagrad.with_ngrams(new, row_adagrad.added_to_rows(table, table_rows, jnp.where(take, of_rows, 0)))
 
 
 def _chosen(take: jax.Array, new: Any, old: Any) -> Any:

@@ -21,7 +21,7 @@ VARIANTS = {
     "qwen": {"num_kv_heads": 2, "bias": "qkv", "activation": "swiglu", "norm_scale": True, "qk_norm": False},
     "windows": {"window": 4, "window_pattern": "SSL", "logit_soft_cap": 15.0, "activation": "geglu", "num_kv_heads": 1},
     "ratios": {"mlp_ratio": 2.5, "activation": "silu", "init": "xavier", "head_dim": 6},
-    "lookups": {"num_kv_heads": 2, "pair_rows": 64, "induction": 2},
+    "lookups": {"num_kv_heads": 2, "ngram_rows": 64, "longest_ngram": 3, "induction": 2},
     "experts": {"num_experts": 4, "activation": "swiglu", "mlp_ratio": 1.0},
     "kaiming": {"mlp_ratio": 3.0, "init": "kaiming", "vocab_multiple": 128},
 }  # fmt: skip
@@ -46,8 +46,8 @@ def config(request):
 def params(config):
     # Larger weights than at the start, so that an error of order one is not lost in a nearly linear network.
     params = jax.tree.map(lambda x: 4 * x if x.ndim > 2 else x, size.init_params(config))
-    if config.model.pair_rows:  # as after some training: they start at zero
-        for name in ("pairs", "followers"):
+    if config.model.ngram_rows:  # as after some training: they start at zero
+        for name in ("ngrams", "followers"):
             params[name]["table"] = 0.02 * jax.random.normal(jax.random.key(2), params[name]["table"].shape)
     return params
 

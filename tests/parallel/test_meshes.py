@@ -75,8 +75,11 @@ def loss_and_gradients(config, tokens, weights=None):
         places = weight_shardings(config, size.abstract(config)[2], mesh)
         params = jax.device_put(weights or initial_weights(), places)
         gradients = jax.jit(make_gradients(config, BOS), in_shardings=(places, mesh_lib.batch_sharding(mesh), None, None))
-        loss, grads, weight, bad_row = gradients(params, mesh_lib.place_batch(mesh, tokens, 8), jax.random.key(0), jnp.float32(1))
+        batch = mesh_lib.place_batch(mesh, tokens, 8)
+        loss, grads, weight, bad_row, table_rows = gradients(params, batch, jax.random.key(0), jnp.float32(1))
         assert int(bad_row) == -1
+        if table_rows is not None:  # whose gradients they are counts, too
+            grads = {**grads, "rows": table_rows.astype(jnp.float32)}
         return float(loss), jax.device_get(grads), float(weight)
 
 
@@ -141,14 +144,14 @@ def test_how_it_is_computed_changes_nothing(mesh, changes, tokens, one_device):
     assert_close(grads, one_device[1])
 
 
-LOOKED_UP = {"model.pair_rows": 64, "model.induction": 2}
+LOOKED_UP = {"model.ngram_rows": 64, "model.longest_ngram": 3, "model.induction": 2}
 
 
 @pytest.fixture(scope="module")
 def trained_tables():
     """Tables as if they were trained: they start at zero."""
     params = jax.device_get(size.init_params(small_config(**LOOKED_UP)))
-    for name in ("pairs", "followers"):
+    for name in ("ngrams", "followers"):
         params[name]["table"] = np.random.default_rng(0).normal(size=params[name]["table"].shape).astype(np.float32) / 50
     return params
 
@@ -216,16 +219,16 @@ def test_chunked_loss_never_holds_all_logits():
 
 
 @pytest.mark.parametrize(
-    ("name", "mesh"),
+    ("name", "mesh", "changes"),
     [
-        thoroughly("adamw", CUBE), thoroughly("muon", CUBE), ("muon", {"pipeline": 2, "fsdp": 2, "context": 2}),
-        ("adamw", {"fsdp": 4, "zero": 1}),
+        thoroughly("adamw", CUBE, {}), thoroughly("muon", CUBE, {}), ("muon", {"pipeline": 2, "fsdp": 2, "context": 2}, {}),
+        ("adamw", {"fsdp": 4, "zero": 1}, {}), ("muon", {"pipeline": 2, "tensor": 2, "fsdp": 2}, LOOKED_UP),
     ],
     ids=str,
 )
-def test_a_step_is_that_of_one_device(name, mesh, tokens):
+def test_a_step_is_that_of_one_device(name, mesh, changes, tokens):
     def step(shape):
-        config = small_config(shape, **{"optimizer.name": name})
+        config = small_config(shape, **{"optimizer.name": name}, **changes)
         mesh = on_mesh(config)
         with jax.set_mesh(mesh):
             optimizer = make_optimizer(config, size.abstract(config)[2])

@@ -38,7 +38,8 @@ CHANGES = [
     ({"fsdp": 4, "tensor": 2}, {"model.remat": "names", "model.num_kv_heads": 2}),
     ({"fsdp": 2, "tensor": 4}, {"model.remat": "none", "model.scan_layers": False}),
     ({"data": 2, "tensor": 4}, {"model.remat": "names", "model.remat_names": ("value", "attended")}),
-    ({"pipeline": 2, "tensor": 2, "fsdp": 2}, {"model.scan_layers": False, "model.pair_rows": 64, "model.induction": 2}),
+    ({"pipeline": 2, "tensor": 2, "fsdp": 2}, {"model.scan_layers": False, "model.ngram_rows": 64, "model.induction": 2}),
+    ({"context": 2, "data": 2, "fsdp": 2}, {"model.ngram_rows": 64, "model.longest_ngram": 3, "train.accumulation": 2}),
 ]
 
 
