@@ -112,7 +112,7 @@ def train(
     else:
         state = init_state(config, optimizer, mesh)
     rows = local_rows(mesh, batch_size)
-    run_folder.say_what_is_trained(config, mesh, first_step)
+    run_folder.say_what_is_trained(config, data, mesh, first_step)
     console.say(f"attention: {attention}")
 
     # ---- the loop: it waits for the device only to log, validate, sample and save ----

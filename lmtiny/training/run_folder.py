@@ -11,7 +11,7 @@ import ml_collections
 
 from lmtiny import config as config_lib
 from lmtiny import console
-from lmtiny.data import Prepared, prepared_before
+from lmtiny.data import Prepared, mixture, prepared_before
 from lmtiny.errors import UserError
 from lmtiny.files import try_lock, write_aside
 from lmtiny.model import size
@@ -141,18 +141,21 @@ def open_log(workdir: pathlib.Path, config: ml_collections.ConfigDict, first_ste
     return RunLog(workdir, config.log.tensorboard, resume_step=first_step or None)
 
 
-def say_what_is_trained(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, first_step: int) -> None:
-    """Prints the model's size, the devices and the length of the run."""
+def say_what_is_trained(config: ml_collections.ConfigDict, data: Prepared, mesh: jax.sharding.Mesh, first_step: int) -> None:
+    """Prints the model's size, the devices and the length of the run; warns of text that is read too often."""
     counts = size.count_parameters(config)
     parts = ", ".join(f"{name} {console.human(float(count))}" for name, count in counts.items() if count and name != "total")
     devices = ", ".join(f"{name} {parts}" for name, parts in mesh.shape.items() if parts > 1) or "one device"
     tokens = config.train.num_steps * config.train.batch_size * config.model.context_length
-    flops = size.flops_per_token(config)["causal"] * tokens
+    flops, passes = size.flops_per_token(config)["causal"] * tokens, tokens / (data.num_rows("train") * data.row_length)
     console.say(f"model: {console.human(float(counts['total']))} parameters ({parts})")
     console.say(
         f"training: {config.train.num_steps:,} steps of {config.train.batch_size} rows x {config.model.context_length} tokens "
-        f"= {console.human(float(tokens))} tokens, {flops:.2g} FLOPs, {config.model.compute_dtype}, on {jax.device_count()} "
-        f"{jax.devices()[0].device_kind} ({devices})"
+        f"= {console.human(float(tokens))} tokens, {console.human(passes)} times the text, {flops:.2g} FLOPs, "
+        f"{config.model.compute_dtype}, on {jax.device_count()} {jax.devices()[0].device_kind} ({devices})"
     )
+    if passes > mixture.WORN_OUT and not data.manifest["splits"]["train"].get("mixture"):  # of a mixture, what was prepared told it
+        remedy = "lower train.num_steps, or give it more text"
+        console.warn(f"this run reads its text {passes:,.0f} times, and so learns it by heart; {remedy}")
     if first_step:
         console.say(f"going on after step {first_step}")
