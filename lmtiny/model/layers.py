@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from lmtiny import config as config_lib
 from lmtiny.model import low_precision
@@ -99,9 +100,18 @@ def rms_norm(x: jax.Array, epsilon: float) -> jax.Array:
 
 def rope_angles(positions_BT: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
     """Returns (cos, sin) [B, T, 1, N/2] of position * base^(-2i/N) (RoFormer, arXiv 2104.09864, eq. 15), float32."""
-    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
-    return jnp.cos(angles), jnp.sin(angles)
+
+    def make(positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+        angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def make_once(positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(make)(positions_BT)
+
+    # XLA's CPU backend would make cosines again in each layer's fusions, a tenth of a step; it does not look into a call.
+    return jax.lax.platform_dependent(positions_BT, cpu=make_once, default=make)
 
 
 def rotate(x_BTHN: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:

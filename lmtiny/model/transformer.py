@@ -129,11 +129,8 @@ class Transformer(nnx.Module):
         """Returns the sum of the vectors of tokens, followers and positions, of the time steps here."""
         x_BTD = self.embedding(own_time(tokens_BT), dtype)
         if self.followers is not None:
-            # m: the rows for n = 1, then those for n = 2, ...; looked up at once.
-            next_mT = own_time(jnp.concatenate(self._following(tokens_BT, positions_BT, segments_BT, read_BS)))
-            there_mT1 = (collectives.own_part(next_mT, "sequence", 1) >= 0)[..., None]
-            found_mTD = jnp.where(there_mT1, self.followers(jnp.maximum(next_mT, 0), dtype), 0)
-            x_BTD += jnp.sum(found_mTD.reshape(-1, *x_BTD.shape), axis=0)
+            following = self._following(tokens_BT, positions_BT, segments_BT, read_BS)
+            x_BTD += self.followers.summed([own_time(next_BT) for next_BT in following], dtype)
         if self.positions is not None:
             x_BTD += self.positions(collectives.own_part(own_time(positions_BT), "sequence", 1), dtype)
         return x_BTD

@@ -158,7 +158,7 @@ def _vocabulary(config: ml_collections.ConfigDict, shape: Shape, z: Sizes) -> li
     tensor, stages = shape["tensor"], shape["pipeline"]
     over = tuple(name for name in ("pipeline", "tensor") if shape[name] > 1)
     x = z.A * z.b * z.T * z.D * z.c
-    looked_up = z.A * z.b * z.T * z.D * (1 + bool(config.model.ngram_rows) + config.model.induction) * z.c
+    looked_up = z.A * z.b * z.T * z.D * (1 + bool(config.model.ngram_rows) + bool(config.model.induction)) * z.c
     numbers = z.A * z.b * z.T * FLOAT32 * 2 * _share(tensor * stages)
     tokens, chunk = z.b * z.T, config.train.loss_chunk
     chunked = 0 < chunk < tokens

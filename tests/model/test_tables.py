@@ -1,9 +1,18 @@
-"""Rows of the table of n-grams."""
+"""Rows that are looked up, and those of n-grams."""
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from lmtiny.model.tables import ngram_rows
+from lmtiny.model.tables import Table, ngram_rows
+
+
+def test_rows_of_several_numbers_are_summed_and_a_number_below_0_has_none():
+    table = Table(nnx.Rngs(0), 5, 3, "table")
+    rows = np.array(table.table[...])
+    found = table.summed([jnp.array([[0, -1, 4]]), jnp.array([[2, -1, -3]])], jnp.float32)
+    np.testing.assert_allclose(found, [[rows[0] + rows[2], np.zeros(3), rows[4]]], rtol=1e-6)
+    np.testing.assert_array_equal(table(jnp.array([[3, 1]]), jnp.float32), rows[[[3, 1]]])
 
 
 def test_a_pair_is_a_token_and_the_one_before_it_in_its_document():
