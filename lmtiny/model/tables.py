@@ -69,8 +69,8 @@ def _sum_of(each: Iterable[jax.Array]) -> jax.Array:
 
 def _rows(rows_vD: jax.Array, indices: jax.Array) -> jax.Array:
     """Returns the rows of these numbers, zeros for those that are not there."""
-    there = ((indices >= 0) & (indices < rows_vD.shape[0]))[..., None]
-    return jnp.where(there, jnp.take(rows_vD, indices, axis=0, mode="clip"), 0)
+    # The number behind the last stands for none: jax.take counts numbers below 0 from the end.
+    return jnp.take(rows_vD, jnp.where(indices >= 0, indices, rows_vD.shape[0]), axis=0, mode="fill", fill_value=0)
 
 
 def _of_all_parts(x_BTD: jax.Array) -> jax.Array:
