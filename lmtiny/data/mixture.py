@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from lmtiny import console
 from lmtiny.corpus import sources
 from lmtiny.errors import UserError
 
@@ -64,6 +65,12 @@ def times_read(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> d
     rows_read = config.train.num_steps * config.train.batch_size * config.model.context_length / manifest["row_length"]
     wanted = shares(config)
     return {one["source"]: rows_read * wanted[one["source"]] / one["rows"] for one in manifest["splits"]["train"]["mixture"]}
+
+
+def warn_if_worn_out(what: str, times: float, remedy: str) -> None:
+    """Warns where a run reads `what` more than WORN_OUT times, and says what to do."""
+    if times > WORN_OUT:
+        console.warn(f"a run of this config reads {what} {times:,.0f} times, and so learns it by heart; {remedy}")
 
 
 def described(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> list[tuple[str, ...]]:

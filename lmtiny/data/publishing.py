@@ -120,6 +120,4 @@ def say_mixture(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> 
         return
     console.say(console.table(("source", "share", "by size", "times read"), mixture.described(manifest, config)))
     for source, times in mixture.times_read(manifest, config).items():
-        if times > mixture.WORN_OUT:
-            remedy = "lower its weight or train.num_steps, or give it more text"
-            console.warn(f"a run of this config reads {source} {times:,.0f} times, and so learns it by heart; {remedy}")
+        mixture.warn_if_worn_out(source, times, "lower its weight or train.num_steps, or give it more text")

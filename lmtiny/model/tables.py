@@ -63,7 +63,8 @@ class Ngrams(nnx.Module):
 
 
 def _sum_of(each: Iterable[jax.Array]) -> jax.Array:
-    """Returns the sum, added one after the other: to gather all rows and sum them then takes XLA's CPU backend 20 times as long."""
+    """Returns the sum of all."""
+    # One after the other: XLA's CPU backend takes 20 times as long to gather the rows of all and sum them then.
     return functools.reduce(operator.add, each)
 
 
@@ -88,10 +89,8 @@ class Head(nnx.Module):
         return collectives.gather_weight(self.kernel[...], self.axes, self.shape, dtype)
 
 
-def ngram_rows(
-    tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None, longest: int, num_rows: int
-) -> jax.Array:
-    """Returns rows_BTK of a table of `num_rows` for the last 2, 3, .., `longest` tokens of its document, by a hash of them.
+def ngram_rows(tokens_BT: jax.Array, positions_BT: jax.Array, read_BS: jax.Array | None, longest: int, num_rows: int) -> jax.Array:
+    """Returns rows_BTK of a table of `num_rows` for the last 2, 3, .., `longest` tokens up to each, by a hash of them.
 
     As in arXiv 2501.16975 (n-grams of the input) and arXiv 1709.03933 (hashed rows).
 

@@ -1,8 +1,8 @@
-"""Learning-rate schedules, and AdamW or Muon over groups of parameters.
+"""Learning-rate schedules, and AdamW, Muon or row-wise Adagrad over groups of parameters.
 
 A parameter's group follows from its name and axes: "matrix" (inside blocks), "embedding" (tables), "ngrams" (their table, which
-is neither AdamW's nor Muon's: `row_adagrad`), "head", and "scalar" (norms, biases).  Each group has a peak rate and weight decay of
-its own under one schedule.
+learns by `row_adagrad` and does not decay), "head", and "scalar" (norms, biases).  Each group has a peak rate and weight decay of its
+own under one schedule.
 """
 
 from typing import Any

@@ -154,8 +154,7 @@ def say_what_is_trained(config: ml_collections.ConfigDict, data: Prepared, mesh:
         f"= {console.human(float(tokens))} tokens, {console.human(passes)} times the text, {flops:.2g} FLOPs, "
         f"{config.model.compute_dtype}, on {jax.device_count()} {jax.devices()[0].device_kind} ({devices})"
     )
-    if passes > mixture.WORN_OUT and not data.manifest["splits"]["train"].get("mixture"):  # of a mixture, what was prepared told it
-        remedy = "lower train.num_steps, or give it more text"
-        console.warn(f"this run reads its text {passes:,.0f} times, and so learns it by heart; {remedy}")
+    if not data.manifest["splits"]["train"].get("mixture"):  # of each source of a mixture it was told when that was prepared
+        mixture.warn_if_worn_out("its text", passes, "lower train.num_steps, or give it more text")
     if first_step:
         console.say(f"going on after step {first_step}")
