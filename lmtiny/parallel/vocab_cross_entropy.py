@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lmtiny.parallel import collectives
+from lmtiny.parallel import collectives, mesh
 from lmtiny.parallel.matmul import matmul, product_over_rows, product_with_rows
 from lmtiny.parallel.soft_cap import slope, soft_capped
 
@@ -116,10 +116,34 @@ def _nll_of_logits(
     logits_nv: jax.Array, columns: jax.Array, targets_n: jax.Array, vocab_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (-log p(target), exponentials of the logits that are here up to a factor of the row's, their sum over the vocabulary)."""
-    logits_nv = jnp.where(columns < vocab_size, logits_nv, -1e30)
+    if vocab_size < logits_nv.shape[1] * collectives.parts("vocab"):
+        logits_nv = jnp.where(columns < vocab_size, logits_nv, -1e30)
     max_n = collectives.largest(jnp.max(logits_nv, axis=1), "vocab")
     exponentials_nv = jnp.exp(logits_nv - max_n[:, None])
     sums_n = jnp.sum(exponentials_nv, axis=1)
-    target_n = jnp.sum(jnp.where(columns == targets_n[:, None], logits_nv, 0.0), axis=1)
+    target_n = _of_targets(logits_nv, columns, targets_n)
     sums_n, target_n = collectives.total((sums_n, target_n), "vocab")
     return jnp.log(sums_n) + max_n - target_n, exponentials_nv, sums_n
+
+
+@jax.custom_vjp
+def _of_targets(logits_nv: jax.Array, columns: jax.Array, targets_n: jax.Array) -> jax.Array:
+    """Returns the logits of the targets, [n], 0 of those whose column is on another device."""
+    if mesh.platform() != "cpu":
+        return jnp.sum(jnp.where(columns == targets_n[:, None], logits_nv, 0.0), axis=1)
+    # XLA's CPU backend would write that sum's terms out, all n x v of them.
+    here_n = targets_n - columns[:, 0]
+    here_n = jnp.where(here_n >= 0, here_n, logits_nv.shape[1])  # a number below 0 would count from the end
+    return jnp.take_along_axis(logits_nv, here_n[:, None], axis=1, mode="fill", fill_value=0)[:, 0]
+
+
+def _of_targets_forward(logits_nv: jax.Array, columns: jax.Array, targets_n: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _of_targets(logits_nv, columns, targets_n), (columns, targets_n)
+
+
+def _of_targets_backward(saved: tuple[jax.Array, jax.Array], grad_n: jax.Array) -> tuple[jax.Array, None, None]:
+    columns, targets_n = saved
+    return jnp.where(columns == targets_n[:, None], grad_n[:, None], 0.0), None, None
+
+
+_of_targets.defvjp(_of_targets_forward, _of_targets_backward)
