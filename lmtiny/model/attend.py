@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from lmtiny import config as config_lib
 from lmtiny.errors import UserError
 from lmtiny.model.attend_chunked import attend_chunked
+from lmtiny.model.attend_local import attend_local, is_local
 from lmtiny.model.attend_reference import attend_reference, attend_with_mask, causal_mask
 from lmtiny.model.attend_splash import LANES, attend_splash
 from lmtiny.parallel import axes
@@ -88,6 +89,8 @@ def attend(
         return attend_reference(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap)
     if implementation == "chunked":
         chunk = chunk or default_chunk(q_BTHN.shape[1], window)
+        if is_local(q_BTHN.shape[1], window, chunk):
+            return attend_local(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap, chunk=chunk)
         return attend_chunked(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap, chunk=chunk)
     if implementation == "splash":
         return attend_splash(q_BTHN, k_BTKN, v_BTKN, segments_BT, window=window, soft_cap=soft_cap)

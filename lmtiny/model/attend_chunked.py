@@ -53,7 +53,7 @@ def attend_chunked(
     num_chunks = math.ceil(num_queries / chunk)
     size = math.ceil(num_queries / num_chunks)
     # Added keys come after all real queries, which therefore do not see them; added queries are cut off below.
-    pad = functools.partial(_pad, size=size * num_chunks)
+    pad = functools.partial(padded, size=size * num_chunks)
     q_BTKGN = pad(q_BTHN).reshape(batch, -1, num_kv_heads, q_BTHN.shape[2] // num_kv_heads, head_dim)
     q_ZGTN = q_BTKGN.transpose(0, 2, 3, 1, 4).reshape(batch * num_kv_heads, -1, size * num_chunks, head_dim)
     k_ZTN, v_ZTN = (pad(one).swapaxes(1, 2).reshape(batch * num_kv_heads, -1, head_dim) for one in (k_BTKN, v_BTKN))
@@ -63,7 +63,8 @@ def attend_chunked(
     return out_BHTN.swapaxes(1, 2)[:, :num_queries]
 
 
-def _pad(x_BT: jax.Array, size: int) -> jax.Array:
+def padded(x_BT: jax.Array, size: int) -> jax.Array:
+    """Returns x, [B, T, ...], with zeros behind it up to T = size."""
     return jnp.pad(x_BT, ((0, 0), (0, size - x_BT.shape[1]), *((0, 0) for _ in x_BT.shape[2:])))
 
 
@@ -81,7 +82,7 @@ def _attend_forward(
         def of_chunk(_: None, item: tuple[jax.Array, jax.Array], group: "_Group" = group) -> tuple[None, Any]:
             index, q_ZGCN = item
             keys = group.keys(index, k_ZTN), group.keys(index, v_ZTN)
-            return None, _chunk_forward(q_ZGCN, *keys, group.mask(index, segments_BT), request)
+            return None, chunk_forward(q_ZGCN, *keys, group.mask(index, segments_BT), request.soft_cap)
 
         _, parts = group.run(of_chunk, None, (q_ZGTN,))
         results.append(parts)
@@ -100,7 +101,7 @@ def _attend_backward(request: _Request, saved: Any, grad_ZGTN: jax.Array) -> tup
         def of_chunk(sums: tuple[jax.Array, jax.Array], item: Any, group: "_Group" = group) -> tuple[tuple[jax.Array, jax.Array], Any]:
             index, queries = item[0], item[1:]
             keys = group.keys(index, k_ZTN), group.keys(index, v_ZTN)
-            dq_ZGCN, *more = _chunk_backward(queries, *keys, group.mask(index, segments_BT), request)
+            dq_ZGCN, *more = chunk_backward(queries, *keys, group.mask(index, segments_BT), request.soft_cap)
             dk_ZSN, dv_ZSN = (group.with_keys_added(index, total, part) for total, part in zip(sums, more, strict=True))
             return (dk_ZSN, dv_ZSN), (dq_ZGCN,)
 
@@ -200,11 +201,11 @@ def _masked(x_ZRS: jax.Array, mask_BCS: jax.Array, otherwise: float) -> jax.Arra
     return jnp.where(mask_BCS[:, None], x_BXCS, otherwise).reshape(x_ZRS.shape)
 
 
-def _chunk_forward(
-    q_ZGCN: jax.Array, k_ZSN: jax.Array, v_ZSN: jax.Array, mask_BCS: jax.Array, request: _Request
+def chunk_forward(
+    q_ZGCN: jax.Array, k_ZSN: jax.Array, v_ZSN: jax.Array, mask_BCS: jax.Array, soft_cap: float
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (out [Z, G, C, N], logarithm of the sum of exponentials [Z, G, C, 1], float32)."""
-    scores_ZRS, _ = _scores(_rows(q_ZGCN), k_ZSN, request.soft_cap)
+    scores_ZRS, _ = _scores(_rows(q_ZGCN), k_ZSN, soft_cap)
     scores_ZRS = _masked(scores_ZRS, mask_BCS, NOTHING)
     highest_ZR1 = jnp.max(scores_ZRS, axis=-1, keepdims=True)
     weights_ZRS = jnp.exp(scores_ZRS - highest_ZR1)
@@ -214,15 +215,15 @@ def _chunk_forward(
     return out_ZRN.astype(q_ZGCN.dtype).reshape(q_ZGCN.shape), log_sum_ZR1.reshape(*q_ZGCN.shape[:3], 1)
 
 
-def _chunk_backward(
-    queries: tuple[jax.Array, ...], k_ZSN: jax.Array, v_ZSN: jax.Array, mask_BCS: jax.Array, request: _Request
+def chunk_backward(
+    queries: tuple[jax.Array, ...], k_ZSN: jax.Array, v_ZSN: jax.Array, mask_BCS: jax.Array, soft_cap: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (dq [Z, G, C, N] in the type of q, dk, dv [Z, S, N] in float32).
 
     `queries`: (q, gradient of the output, logarithms of the sums, row sums of output x gradient).
     """
     q_ZRN, grad_ZRN, log_sum_ZR1, delta_ZR1 = (_rows(one) for one in queries)
-    scores_ZRS, by_product = _scores(q_ZRN, k_ZSN, request.soft_cap)
+    scores_ZRS, by_product = _scores(q_ZRN, k_ZSN, soft_cap)
     weights_ZRS = _masked(jnp.exp(scores_ZRS - log_sum_ZR1), mask_BCS, 0.0)
     dscores_ZRS = (weights_ZRS * (product_with_rows(grad_ZRN, v_ZSN) - delta_ZR1) * by_product).astype(k_ZSN.dtype)
     dq_ZRN = product(dscores_ZRS, k_ZSN).astype(q_ZRN.dtype)

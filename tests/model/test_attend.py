@@ -14,6 +14,7 @@ from lmtiny.errors import UserError
 from lmtiny.model import attend as attend_lib
 from lmtiny.model import attend_chunked as chunked_lib
 from lmtiny.model.attend import FACTS, attend, choose, cudnn_arguments, default_chunk, fact_sheet
+from lmtiny.model.attend_local import chunks_read, is_local
 from lmtiny.model.attend_reference import attend_with_mask, causal_mask
 
 UNLIMITED = 2**30
@@ -56,6 +57,7 @@ CHUNKED_CASES = [
     (75, 1, 74, False, 0.0),
     (300, 4, UNLIMITED, True, 0.0),
     (75, 2, 40, True, 5.0),
+    (300, 2, 130, True, 5.0),
 ]
 
 
@@ -75,10 +77,16 @@ def test_splash_equals_the_reference(num_queries, groups, window, segments, soft
     assert_equal_the_reference("splash", arrays, 2e-5, window=window, soft_cap=soft_cap)
 
 
-@pytest.mark.parametrize("implementation", ["chunked", "splash"])
-def test_bfloat16_differs_by_its_rounding_alone(implementation):
+def test_both_ways_of_chunks_are_among_the_cases():
+    ways = [is_local(num_queries, window, 16) for num_queries, _, window, _, _ in CHUNKED_CASES]
+    assert ways.count(True) >= 4 and ways.count(False) >= 4
+    assert {chunks_read(case[2], 16) for case, local in zip(CHUNKED_CASES, ways, strict=True) if local} == {1, 2, 4}
+
+
+@pytest.mark.parametrize(("implementation", "window"), [("chunked", 100), ("chunked", 64), ("splash", 100)])
+def test_bfloat16_differs_by_its_rounding_alone(implementation, window):
     arrays = inputs(256, 2, segments=True, dtype=jnp.bfloat16)
-    assert_equal_the_reference(implementation, arrays, 4e-2, chunk=64, window=100, soft_cap=0.0)
+    assert_equal_the_reference(implementation, arrays, 4e-2, chunk=64, window=window, soft_cap=0.0)
 
 
 def test_gradients_of_keys_are_summed_over_chunks_in_float32(monkeypatch):
@@ -205,10 +213,18 @@ def test_chunked_leaves_out_half_of_the_work():
 
 def test_chunked_does_not_read_past_its_window():
     """Not more than the window, to the chunk: the scores of a chunk, and where a key out of sight is no number."""
-    assert largest_array("chunked", 4096, window=33) == 4096 * 4  # the row itself, not 32 by (32 + 32) scores
-    q, k, v, _, _ = inputs(200, 1, segments=False)
-    out = attend(q, k.at[:, :64].set(jnp.nan), v.at[:, :64].set(jnp.nan), None, window=17, soft_cap=0.0, implementation="chunked", chunk=16)
-    assert jnp.all(jnp.isfinite(out[:, 112:]))
+    assert largest_array("chunked", 4096, window=129) == 4096 * 4  # the row itself, not 32 by (128 + 32) scores
+    q, k, v, _, _ = inputs(400, 1, segments=False)
+    for window, local in ((129, False), (17, True)):
+        assert is_local(400, window, 16) is local
+        request = {"window": window, "soft_cap": 0.0, "implementation": "chunked", "chunk": 16}
+        out = attend(q, k.at[:, :64].set(jnp.nan), v.at[:, :64].set(jnp.nan), None, **request)
+        assert jnp.all(jnp.isfinite(out[:, 64 + window + 15 :]))
+
+
+def test_where_windows_are_short_scores_grow_with_the_row_times_the_window():
+    assert largest_array("chunked", 4096, window=33) == 4096 * 64
+    assert largest_array("chunked", 8192, window=33) == 8192 * 64
 
 
 @pytest.mark.parametrize(
