@@ -2,7 +2,7 @@
 
 A parameter's group follows from its name and axes: "matrix" (inside blocks), "embedding" (tables), "ngrams" (their table, which
 learns by `row_adagrad` and does not decay), "head", and "scalar" (norms, biases).  Each group has a peak rate and weight decay of its
-own under one schedule.
+own under one schedule; that of n-grams stays what it is, since Adagrad lowers each row's as it is read.
 """
 
 from typing import Any
@@ -77,7 +77,8 @@ def make_optimizer(
             direction = optax.scale_by_adam(c.b1, c.b2, c.epsilon)
         decay = optax.add_decayed_weights(c.weight_decay) if c.weight_decay and name in decayed else optax.identity()
         peak = peak_rates(config)[name]
-        return optax.chain(direction, decay, optax.scale_by_learning_rate(lambda step: peak * share(step)))
+        own_share = optax.constant_schedule(1.0) if name == "ngrams" and not rate_schedule else share
+        return optax.chain(direction, decay, optax.scale_by_learning_rate(lambda step: peak * own_share(step)))
 
     labels = jax.tree_util.tree_map_with_path(lambda path, _: group(_keys(path)), axes, is_leaf=_is_axes)
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
