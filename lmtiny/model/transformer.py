@@ -139,9 +139,10 @@ class Transformer(nnx.Module):
         self, tokens_BT: jax.Array, positions_BT: jax.Array, segments_BT: jax.Array | None, read_BS: jax.Array | None
     ) -> list[jax.Array]:
         """Returns `followers`, of what the cache has read where there is one."""
+        numbers = self.config["induction"], self.config["induction_places"]
         if read_BS is None:
-            return followers(tokens_BT, segments_BT, self.config["induction"])
-        found = followers(read_BS, None, self.config["induction"])
+            return followers(tokens_BT, segments_BT, *numbers)
+        found = followers(read_BS, None, *numbers)
         return [jnp.take_along_axis(next_BS, positions_BT, axis=1) for next_BS in found]
 
     def _run_blocks(

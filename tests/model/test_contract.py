@@ -21,7 +21,7 @@ VARIANTS = {
     "qwen": {"num_kv_heads": 2, "bias": "qkv", "activation": "swiglu", "norm_scale": True, "qk_norm": False},
     "windows": {"window": 4, "window_pattern": "SSL", "logit_soft_cap": 15.0, "activation": "geglu", "num_kv_heads": 1},
     "ratios": {"mlp_ratio": 2.5, "activation": "silu", "init": "xavier", "head_dim": 6},
-    "lookups": {"num_kv_heads": 2, "ngram_rows": 64, "longest_ngram": 3, "induction": 2},
+    "lookups": {"num_kv_heads": 2, "ngram_rows": 64, "longest_ngram": 3, "induction": 2, "induction_places": 2},
     "experts": {"num_experts": 4, "activation": "swiglu", "mlp_ratio": 1.0},
     "kaiming": {"mlp_ratio": 3.0, "init": "kaiming", "vocab_multiple": 128},
 }  # fmt: skip

@@ -144,7 +144,7 @@ def test_how_it_is_computed_changes_nothing(mesh, changes, tokens, one_device):
     assert_close(grads, one_device[1])
 
 
-LOOKED_UP = {"model.ngram_rows": 64, "model.longest_ngram": 3, "model.induction": 2}
+LOOKED_UP = {"model.ngram_rows": 64, "model.longest_ngram": 3, "model.induction": 2, "model.induction_places": 2}
 
 
 @pytest.fixture(scope="module")
