@@ -70,7 +70,7 @@ def make_optimizer(
     def optimizer(name: str) -> optax.GradientTransformation:
         direction: optax.GradientTransformation
         if name == "ngrams":
-            direction = scale_by_row_adagrad()
+            direction = scale_by_row_adagrad(c.ngram_prior)
         elif c.name == "muon" and name == "matrix":
             direction = scale_by_muon(by_path, c.momentum, "bfloat16" if config.model.compute_dtype == "bfloat16" else "float32")
         else:

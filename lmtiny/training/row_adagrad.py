@@ -4,6 +4,7 @@ A microbatches of b rows, T time, K n-grams that end at a token; M looked-up row
 D width.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -55,11 +56,16 @@ def summed_by_row(rows_M: jax.Array, grads_MD: jax.Array, num_rows: int) -> tupl
     return none_M.at[place_M].set(sorted_M), summed_MD
 
 
-def scale_by_row_adagrad() -> optax.GradientTransformationExtraArgs:
+def scale_by_row_adagrad(prior: float = 0.0) -> optax.GradientTransformationExtraArgs:
     """Returns Adagrad (Duchi et al. 2011, JMLR 12) with one number for each row of a table, as FBGEMM's row-wise Adagrad.
 
     Its update takes gradients [M, D] of the rows given as `rows` [M], each of them once, and returns directions of these.  A row's
-    first direction has a mean square of 1; later ones are smaller, by the root of the sum over all its gradients so far.
+    first direction has a mean square of 1 where its gradient is as large as others of the step; later ones are smaller, by the root
+    of the sum over all its gradients so far.
+
+    Args:
+      prior: how many gradients, as large as the mean square of those of the step, each row's sum has from the start.  Without any, what
+        is seen once moves as far as what is seen often.
     """
 
     def init(params: Any) -> RowAdagradState:
@@ -71,8 +77,13 @@ def scale_by_row_adagrad() -> optax.GradientTransformationExtraArgs:
         def new_squares(grad_MD: jax.Array, squares_R: jax.Array) -> jax.Array:
             return jnp.take(squares_R, rows, mode="fill", fill_value=0.0) + jnp.mean(jnp.square(grad_MD), axis=1)
 
+        def direction(grad_MD: jax.Array, squares_M: jax.Array) -> jax.Array:
+            own_M = jnp.mean(jnp.square(grad_MD), axis=1)
+            usual = jnp.sum(own_M) / jnp.maximum(jnp.sum(own_M > 0), 1)
+            return grad_MD * (math.sqrt(1 + prior) * jax.lax.rsqrt(jnp.maximum(squares_M + prior * usual, 1e-37)))[:, None]
+
         squares = jax.tree.map(new_squares, grads, state.squares)
-        directions = jax.tree.map(lambda grad_MD, of_M: grad_MD * jax.lax.rsqrt(jnp.maximum(of_M, 1e-37))[:, None], grads, squares)
+        directions = jax.tree.map(direction, grads, squares)
         kept = jax.tree.map(lambda old_R, of_M: old_R.at[rows].set(of_M, mode="drop", unique_indices=True), state.squares, squares)
         return directions, RowAdagradState(kept)
 

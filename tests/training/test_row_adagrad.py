@@ -85,6 +85,18 @@ def test_a_rows_first_step_has_the_rate_as_its_root_mean_square():
     np.testing.assert_allclose(state.squares["table"], [0, 0.25e-18, 0, 0, 6.25], rtol=1e-6)
 
 
+def test_a_prior_makes_first_steps_of_small_gradients_small():
+    """Mean squares 4 and 16, of which 10 is usual: root (1 + 3) of the gradient over root (its square + 3 x 10)."""
+    grads = jnp.array([[2.0, -2.0], [4.0, 4.0], [0.0, 0.0]])  # the last is none
+    adagrad = row_adagrad.scale_by_row_adagrad(prior=3.0)
+    directions, state = adagrad.update({"table": grads}, adagrad.init({"table": jnp.zeros((5, 2))}), rows=jnp.array([1, 4, 5]))
+    expected = [[2 * 2 / 34**0.5, -2 * 2 / 34**0.5], [4 * 2 / 46**0.5, 4 * 2 / 46**0.5], [0, 0]]
+    np.testing.assert_allclose(directions["table"], expected, rtol=1e-6)
+    np.testing.assert_array_equal(state.squares["table"], [0, 4, 0, 0, 16])  # what is kept is the sum alone
+    again, _ = adagrad.update({"table": grads[1:]}, state, rows=jnp.array([4, 5]))
+    np.testing.assert_allclose(again["table"][0], [4 * 2 / (32 + 3 * 16) ** 0.5] * 2, rtol=1e-6)
+
+
 def run_steps(config, tokens, count):
     mesh = mesh_lib.make_mesh(config, jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -97,7 +109,8 @@ def run_steps(config, tokens, count):
 
 def test_a_step_moves_the_rows_it_reads_at_their_own_rate():
     """Whatever the schedule says of the first step: that of all other rates is a tenth of their peak."""
-    config = small_config(**{"optimizer.ngram_learning_rate": 0.2, "optimizer.warmup_steps": 10, "optimizer.clip_norm": 0.0})
+    changes = {"optimizer.ngram_learning_rate": 0.2, "optimizer.ngram_prior": 0.0, "optimizer.warmup_steps": 10, "optimizer.clip_norm": 0.0}
+    config = small_config(**changes)
     state, _ = run_steps(config, TOKENS, 1)
     model = nnx.merge(size.abstract(config)[0], size.init_params(config))
     positions = np.where(np.arange(12) >= 5, np.arange(12) - 5, np.arange(12))[None] * np.array([[0], [1], [0], [0]])
