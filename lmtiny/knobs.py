@@ -196,7 +196,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("name", str, "muon", "", "adamw; muon: Muon for matrices inside blocks, AdamW for the rest", one_of("adamw", "muon")),
         Knob("learning_rate", float, 3e-4, "", "peak rate of the matrices inside blocks", above(0)),
         Knob("embedding_learning_rate", float, 0.0, "", "peak rate of the tables: of tokens, followers, positions; 0: learning_rate", at_least(0)),
-        Knob("ngram_learning_rate", float, 0.05, "", "rate of the table of n-grams, which learns by row-wise Adagrad: the schedule leaves it as it is; no weight decay", above(0)),
+        Knob("ngram_learning_rate", float, 0.025, "", "rate of the table of n-grams, which learns by row-wise Adagrad: the schedule leaves it as it is; no weight decay", above(0)),
         Knob("ngram_prior", float, 8.0, "gradients", "of usual size that each of these rows counts from the start; 0: what is seen once moves as far as what is seen often", at_least(0)),
         Knob("head_learning_rate", float, 0.0, "", "peak rate of the head; 0: learning_rate", at_least(0)),
         Knob("scalar_learning_rate", float, 0.0, "", "peak rate of norms and biases; 0: learning_rate", at_least(0)),

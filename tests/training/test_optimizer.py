@@ -61,7 +61,7 @@ def test_groups_and_their_rates():
     assert group(("head", "kernel")) == "head" and group(("blocks", "mlp", "up", "kernel")) == "matrix"
     assert group(("blocks", "mlp", "up", "bias")) == group(("final_norm", "scale")) == "scalar"
     config = config_with(optimizer__learning_rate=0.1, optimizer__head_learning_rate=0.2)
-    assert peak_rates(config) == {"matrix": 0.1, "embedding": 0.1, "ngrams": 0.05, "head": 0.2, "scalar": 0.1}
+    assert peak_rates(config) == {"matrix": 0.1, "embedding": 0.1, "ngrams": 0.025, "head": 0.2, "scalar": 0.1}
 
 
 @pytest.mark.parametrize("decay", ["matrices", "tables", "all"])
