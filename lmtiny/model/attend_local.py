@@ -4,7 +4,7 @@ Where queries see few keys, a chunk's work is less than what a loop over chunks 
 reads, its own and those of the chunks before, and the products of all chunks run as one.
 
 B batch, T time, C queries of a chunk, M chunks, P chunks that a chunk reads, S = P C keys, H query heads, K key/value heads,
-G = H/K, N head size, Z = B M K (matrices of keys).
+G = H/K, N head size, Z = B M K (matrices of keys), L = B M (masks).
 """
 
 import functools
@@ -139,7 +139,7 @@ def _summed(x_ZSN: jax.Array, like_BTKN: jax.Array, request: _Request) -> jax.Ar
 
 
 def _mask(shape: tuple[int, ...], segments_BT: jax.Array | None, request: _Request) -> jax.Array:
-    """Returns mask [B M, C, S]: which keys each query sees."""
+    """Returns mask_LCS: which keys each query sees."""
     chunk, num_keys = request.chunk, request.num_read * request.chunk
     query_MC = jnp.arange(shape[1]).reshape(-1, chunk)
     key_MS = query_MC[:, -1:] - jnp.arange(num_keys)[::-1][None]
