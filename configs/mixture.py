@@ -8,8 +8,8 @@ Needs:       pip install -e '.[corpus]'
 Hardware:    2 CPU cores (AMD EPYC, AVX-512), float32
 Fits:        from v5e-1 on: 0.15 of 15.75 GiB a chip, says the TPU compiler
 Tokens:      1.31 million: 640 steps of 8 rows x 256
-Time:        2 min 17 s from the start of the command to its end, 44 s to the first step: 40 MB of text are read and refined before
-Expected:    1.97 bits per byte on the held-out book (22 books, 30 Wikipedia articles, 300 C4 pages)
+Time:        2 min 12 s from the start of the command to its end, 41 s to the first step: 40 MB of text are read and refined before
+Expected:    1.95 bits per byte on the held-out book (22 books, 30 Wikipedia articles, 300 C4 pages)
 Parameters:  6.39 M (blocks 0.88 M; tables: n-grams 3.15 M, embedding, followers and head 0.79 M each)
 
 The model is that of configs/tiny.py.  Each kind has the filters that suit it (docs/refining.md: the rules for web pages would delete
