@@ -23,7 +23,7 @@ MAX_GROUPS = 8  # written out one after the other, so that the program does not 
 NOTHING = -1e30  # a score that leaves no weight
 
 
-class _Request(NamedTuple):
+class Request(NamedTuple):
     """What stays the same for all chunks. chunk: queries in each; the row is a whole number of chunks."""
 
     window: int
@@ -58,7 +58,7 @@ def attend_chunked(
     q_ZGTN = q_BTKGN.transpose(0, 2, 3, 1, 4).reshape(batch * num_kv_heads, -1, size * num_chunks, head_dim)
     k_ZTN, v_ZTN = (pad(one).swapaxes(1, 2).reshape(batch * num_kv_heads, -1, head_dim) for one in (k_BTKN, v_BTKN))
     segments_BT = None if segments_BT is None else pad(segments_BT)
-    out_ZGTN = _attend(q_ZGTN, k_ZTN, v_ZTN, segments_BT, _Request(window, soft_cap, size))
+    out_ZGTN = _attend(q_ZGTN, k_ZTN, v_ZTN, segments_BT, Request(window, soft_cap, size))
     out_BHTN = out_ZGTN.reshape(batch, -1, *out_ZGTN.shape[2:])
     return out_BHTN.swapaxes(1, 2)[:, :num_queries]
 
@@ -69,12 +69,12 @@ def padded(x_BT: jax.Array, size: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_ZGTN: jax.Array, k_ZTN: jax.Array, v_ZTN: jax.Array, segments_BT: jax.Array | None, request: _Request) -> jax.Array:
+def _attend(q_ZGTN: jax.Array, k_ZTN: jax.Array, v_ZTN: jax.Array, segments_BT: jax.Array | None, request: Request) -> jax.Array:
     return _attend_forward(q_ZGTN, k_ZTN, v_ZTN, segments_BT, request)[0]
 
 
 def _attend_forward(
-    q_ZGTN: jax.Array, k_ZTN: jax.Array, v_ZTN: jax.Array, segments_BT: jax.Array | None, request: _Request
+    q_ZGTN: jax.Array, k_ZTN: jax.Array, v_ZTN: jax.Array, segments_BT: jax.Array | None, request: Request
 ) -> tuple[jax.Array, Any]:
     results = []
     for group in _groups(q_ZGTN.shape[2], request):
@@ -90,7 +90,7 @@ def _attend_forward(
     return out_ZGTN, (q_ZGTN, k_ZTN, v_ZTN, segments_BT, out_ZGTN, log_sum_ZGT1)
 
 
-def _attend_backward(request: _Request, saved: Any, grad_ZGTN: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _attend_backward(request: Request, saved: Any, grad_ZGTN: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_ZGTN, k_ZTN, v_ZTN, segments_BT, out_ZGTN, log_sum_ZGT1 = saved
     delta_ZGT1 = jnp.sum(grad_ZGTN.astype(jnp.float32) * out_ZGTN.astype(jnp.float32), axis=-1, keepdims=True)
     # Summed over chunks in float32.
@@ -122,7 +122,7 @@ class _Group(NamedTuple):
 
     first: int
     last: int
-    request: _Request
+    request: Request
 
     @property
     def end(self) -> int:
@@ -178,7 +178,7 @@ class _Group(NamedTuple):
         return carry, tuple(jnp.moveaxis(one, 0, 2).reshape(*one.shape[1:3], count * size, -1) for one in results)
 
 
-def _groups(num_queries: int, request: _Request) -> list[_Group]:
+def _groups(num_queries: int, request: Request) -> list[_Group]:
     """Returns the groups of a row, as even as may be."""
     num_chunks = num_queries // request.chunk
     # Of many chunks, two at least: a loop holds one chunk's scores at a time, while XLA may run groups side by side.

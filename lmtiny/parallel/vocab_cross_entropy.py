@@ -128,7 +128,7 @@ def _nll_of_logits(
 
 @jax.custom_vjp
 def _of_targets(logits_nv: jax.Array, columns: jax.Array, targets_n: jax.Array) -> jax.Array:
-    """Returns the logits of the targets, [n], 0 of those whose column is on another device."""
+    """Returns the logits of the targets, [n], 0 of those whose column is on another device; its gradient compares, and scatters nothing."""
     if mesh.platform() != "cpu":
         return jnp.sum(jnp.where(columns == targets_n[:, None], logits_nv, 0.0), axis=1)
     # XLA's CPU backend would write that sum's terms out, all n x v of them.

@@ -59,7 +59,7 @@ def make_optimizer(
 
     Args:
       axes: tree of logical axes of the parameters (`model.size.abstract`).
-      rate_schedule: takes the place of `schedule(config)` (the learning-rate finder's sweep).
+      rate_schedule: takes the place of `schedule(config)`, for n-grams too (the learning-rate finder's sweep).
     """
     c = config.optimizer
     share = rate_schedule or schedule(config)

@@ -206,7 +206,7 @@ def test_the_program_of_chunked_does_not_grow_with_the_row():
 
 def test_chunked_leaves_out_half_of_the_work():
     """Scores that are computed, of those that a causal mask without any saving would take."""
-    request = chunked_lib._Request(window=UNLIMITED, soft_cap=0.0, chunk=32)
+    request = chunked_lib.Request(window=UNLIMITED, soft_cap=0.0, chunk=32)
     computed = sum((group.last - group.first) * 32 * group.num_read for group in chunked_lib._groups(1024, request))
     assert computed / 1024**2 == 36 / 64
 
