@@ -1,4 +1,4 @@
-"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, hub, http, tfds, corpus, ray, peers, cuda, cuda12, tpu."""
+"""Installs lmtiny: `pip install -e .`, with extras test, dev, parquet, hub, http, tfds, corpus, ray, peers, mkl, cuda, cuda12, tpu."""
 
 import pathlib
 import re
@@ -31,6 +31,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lmtiny", "lmtiny.*"]),
+    package_data={"lmtiny.parallel": ["cpu_matmul.cc"]},
     install_requires=[
         JAX,
         "flax>=0.12.8,<0.13",
@@ -58,6 +59,7 @@ setup(
         "ray": ["ray>=2.50,<3"],
         "peers": ["torch>=2.9", "transformers>=5,<6", "tokenizers>=0.22"],  # what tests compare numerics and ids with
         "tfds": TFDS,
+        "mkl": ["mkl>=2025; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],
         "cuda12": [JAX.replace("jax", "jax[cuda12]", 1)],
         "tpu": [JAX.replace("jax", "jax[tpu]", 1)],

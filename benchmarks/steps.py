@@ -13,7 +13,7 @@ import numpy as np
 
 from lmtiny import config as config_lib
 from lmtiny.model import attend, size
-from lmtiny.parallel import host
+from lmtiny.parallel import cpu_matmul, host
 from lmtiny.parallel import mesh as mesh_lib
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import init_state
@@ -61,6 +61,7 @@ def build(path, overrides, num_devices=1):
 def of(config, devices=None):
     """Returns the Step of a config on `devices` (default: all)."""
     mesh = mesh_lib.make_mesh(config, devices)
+    cpu_matmul.use(config, mesh)
     config, _ = attend.resolved(config, mesh)
     with jax.set_mesh(mesh):
         return Step(config, mesh, traced_train_step(config, mesh, config.tokenizer.vocab_size).lower().compile())

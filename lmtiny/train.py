@@ -48,7 +48,7 @@ def main() -> int:
 
         from lmtiny.data import prepare, prepared_before, refuse_another_tokenizer
         from lmtiny.model import attend
-        from lmtiny.parallel import host
+        from lmtiny.parallel import cpu_matmul, host
         from lmtiny.parallel import mesh as mesh_lib
         from lmtiny.planning import fit
         from lmtiny.training import reporter, run_folder
@@ -69,6 +69,7 @@ def main() -> int:
     if not args.find_lr:
         run_folder.refuse_another_config(args.workdir, config)
     mesh = mesh_lib.make_mesh(config)
+    cpu_matmul.use(config, mesh)
     fit.refuse_if_too_large(attend.resolved(config, mesh)[0], mesh.shape, mesh_lib.chip_here())
     # A resumed run needs its rows, not the text, which may have changed or gone since.
     data = (prepared_before(config, rows) if rows and not args.rebuild else None) or prepare(config, rebuild=args.rebuild)

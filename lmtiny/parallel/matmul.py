@@ -2,7 +2,7 @@
 
 TPU and GPU sum bfloat16 products in float32 by themselves.  XLA on a CPU runs them at full speed only where the result is
 asked for in float32 and the summed dimension lies innermost in the left operand; all else it converts to float32 first, at
-half the speed.
+half the speed.  Float32 products on a CPU may be another library's (`lmtiny.parallel.cpu_matmul`).
 
 n tokens, I inputs, O outputs; leading dimensions number matrices.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmtiny.parallel import mesh
+from lmtiny.parallel import cpu_matmul, mesh
 
 ROWS_AT_ONCE = 16  # rows that `transposed` moves together; 2 to 32 measured the same
 
@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 16  # rows that `transposed` moves together; 2 to 32 measured the
 def matmul(x_nI: jax.Array, w_IO: jax.Array, dtype: Any = None) -> jax.Array:
     """Returns x W, [n, O], summed in float32, in `dtype` (default: that of x)."""
     dtype = jnp.dtype(dtype or x_nI.dtype)
-    if x_nI.dtype == jnp.bfloat16 and mesh.platform() == "cpu":
+    if cpu_matmul.takes(x_nI, w_IO) or (x_nI.dtype == jnp.bfloat16 and mesh.platform() == "cpu"):
         return _wide_matmul(x_nI, w_IO).astype(dtype)
     return jnp.matmul(x_nI, w_IO, preferred_element_type=dtype)
 
@@ -46,11 +46,15 @@ _wide_matmul.defvjp(_forward, _backward)
 
 def product(x_nI: jax.Array, w_IO: jax.Array) -> jax.Array:
     """Returns x W in float32."""
+    if cpu_matmul.takes(x_nI, w_IO):
+        return cpu_matmul.matmul(x_nI, w_IO)
     return jnp.matmul(x_nI, w_IO, preferred_element_type=jnp.float32)
 
 
 def product_with_rows(x_nI: jax.Array, w_OI: jax.Array) -> jax.Array:
     """Returns x W^T in float32: each row of x times each row of W."""
+    if cpu_matmul.takes(x_nI, w_OI):
+        return cpu_matmul.matmul(x_nI, w_OI, b_transposed=True)
     numbers, last = tuple(range(x_nI.ndim - 2)), x_nI.ndim - 1
     axes = ((last,), (last,)), (numbers, numbers)
     return jax.lax.dot_general(x_nI, w_OI, axes, preferred_element_type=jnp.float32)
@@ -58,6 +62,8 @@ def product_with_rows(x_nI: jax.Array, w_OI: jax.Array) -> jax.Array:
 
 def product_over_rows(x_nI: jax.Array, y_nO: jax.Array) -> jax.Array:
     """Returns x^T y in float32: a sum over rows."""
+    if cpu_matmul.takes(x_nI, y_nO):
+        return cpu_matmul.matmul(x_nI, y_nO, a_transposed=True)
     return product(transposed(x_nI), y_nO)
 
 

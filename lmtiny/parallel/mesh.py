@@ -113,8 +113,13 @@ def chip_here() -> chips.Chip | None:
     return dataclasses.replace(chip, memory=statistics.get("bytes_limit", chip.memory)) if chip else None
 
 
+def cache_folder() -> pathlib.Path:
+    """Returns where this user's compiled programs are kept: in ~/.cache/lmtiny, or under XDG_CACHE_HOME."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lmtiny" / "compiled"
+
+
 def use_compile_cache() -> None:
-    """Keeps compiled programs in ~/.cache/lmtiny (or under XDG_CACHE_HOME): a second start does not compile again.
+    """Keeps compiled programs (`cache_folder`): a second start does not compile again.
 
     Not where several CPU devices compute together: XLA does not write into the cache which of such a program's collectives
     comes first.  From there a device may be at several at a time, and they wait for each other for ever, or are aborted
@@ -123,8 +128,7 @@ def use_compile_cache() -> None:
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "lmtiny" / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     # By default jax leaves out what compiles fast, which is all of a small model.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

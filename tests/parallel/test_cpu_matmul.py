@@ -1,0 +1,171 @@
+"""Products by a BLAS behind XLA's custom call: those of numpy, in a model's gradients too; and what is told where a part is missing.
+
+scipy's BLAS stands in for MKL, which few machines have: both are called by the same C++.
+"""
+
+import ctypes
+import importlib.metadata
+import itertools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import cython_blas
+
+from lmtiny import config as config_lib
+from lmtiny.errors import UserError
+from lmtiny.model import size
+from lmtiny.parallel import cpu_matmul, mesh
+from lmtiny.parallel.matmul import matmul, product
+from lmtiny.training.step import make_gradients
+
+
+def scipys_sgemm():
+    capsule = cython_blas.__pyx_capi__["sgemm"]
+    name, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    name.restype, name.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return pointer(capsule, name(capsule))
+
+
+@pytest.fixture
+def in_use(monkeypatch):
+    """All float32 products by scipy's BLAS, on XLA's threads."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler on the PATH: none of c++, g++, clang++")
+    cpu_matmul.register(scipys_sgemm())
+    monkeypatch.setattr(cpu_matmul, "_in_use", True)
+    jax.clear_caches()  # of what was traced without it
+    yield
+    jax.clear_caches()
+
+
+def whole_numbers(seed, *shape):
+    """Small ones, so that sums are exact in float32 in whatever order."""
+    return jnp.asarray(np.random.default_rng(seed).integers(-8, 9, shape), jnp.float32)
+
+
+@pytest.mark.parametrize(("a_transposed", "b_transposed"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (37, 8, 65), (400, 70, 130), (3, 5, 7, 9), (2, 3, 100, 33, 200), (9, 64, 16, 64), (4, 0, 3), (0, 4, 3)]
+)
+def test_products_are_numpys(in_use, shape, a_transposed, b_transposed):
+    """Of one matrix and many, in one piece and cut among threads, by rows that 16 does not divide; of nothing at all."""
+    *leading, rows, inner, columns = shape
+    a, b = whole_numbers(0, *leading, rows, inner), whole_numbers(1, *leading, inner, columns)
+    given = [x.swapaxes(-1, -2) if swapped else x for x, swapped in ((a, a_transposed), (b, b_transposed))]
+    y = jax.jit(lambda a, b: cpu_matmul.matmul(a, b, a_transposed, b_transposed))(*given)
+    np.testing.assert_array_equal(y, np.float32(a) @ np.float32(b))
+
+
+def test_products_under_vmap(in_use):
+    a, b = whole_numbers(0, 3, 20, 8), whole_numbers(1, 8, 6)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(cpu_matmul.matmul, in_axes=(0, None)))(a, b), np.float32(a) @ np.float32(b))
+
+
+def test_many_products_at_once_come_to_an_end(in_use):
+    """XLA may run products that do not read each other at the same time, each of which asks the same few threads for help."""
+    matrices = [whole_numbers(seed, 160, 160) for seed in range(24)]
+    run = jax.jit(lambda matrices: [product(x, y) for x, y in itertools.pairwise(matrices)])
+    for _ in range(20):
+        for (x, y), z in zip(itertools.pairwise(matrices), run(matrices), strict=True):
+            np.testing.assert_array_equal(z, np.float32(x) @ np.float32(y))
+
+
+def test_a_model_has_the_gradients_that_xlas_products_give(in_use, monkeypatch):
+    config = config_lib.defaults()
+    config.tokenizer.vocab_size = 300
+    config.model.update(
+        {"num_layers": 2, "width": 24, "num_heads": 2, "context_length": 32, "zero_projections": False, "window": 8, "window_pattern": "SL"}
+    )
+    params = size.init_params(config)
+    tokens = jax.random.randint(jax.random.key(1), (4, 33), 0, 250)
+
+    def gradients():
+        run = jax.jit(make_gradients(config, 299)).lower(params, tokens, jax.random.key(0), jnp.float32(1))
+        return run.compile()(params, tokens, jax.random.key(0), jnp.float32(1)), run.as_text()
+
+    by_blas, program = gradients()
+    assert "lmtiny_cpu_matmul" in program
+    assert "dot_general" not in program
+    monkeypatch.setattr(cpu_matmul, "_in_use", False)
+    jax.clear_caches()
+    by_xla, program = gradients()
+    assert "lmtiny_cpu_matmul" not in program
+    assert "dot_general" in program
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-6), by_blas, by_xla)
+
+
+def test_other_types_and_other_backends_keep_xlas_products(in_use, monkeypatch):
+    x, y = whole_numbers(0, 8, 8), whole_numbers(1, 8, 8)
+    assert cpu_matmul.takes(x, y)
+    assert not cpu_matmul.takes(x.astype(jnp.bfloat16), y)
+    assert "lmtiny_cpu_matmul" not in jax.jit(matmul).lower(*[z.astype(jnp.bfloat16) for z in (x, y)]).as_text()
+    monkeypatch.setattr(mesh, "platform", lambda: "tpu")
+    assert not cpu_matmul.takes(x, y)
+
+
+def config_of(name):
+    config = config_lib.defaults()
+    config.parallel.cpu_matmul = name
+    return config
+
+
+def test_one_device_alone(monkeypatch):
+    monkeypatch.setattr(cpu_matmul, "_in_use", False)
+    eight = mesh.make_mesh(config_of("mkl"))
+    with pytest.raises(UserError, match=r"parallel\.cpu_matmul = mkl works on one device, and these are 8; set parallel\.cpu_matmul = xla"):
+        cpu_matmul.use(config_of("mkl"), eight)
+    cpu_matmul.use(config_of("xla"), eight)
+    assert not cpu_matmul._in_use
+
+
+@pytest.fixture
+def nothing_registered(monkeypatch):
+    monkeypatch.setattr(cpu_matmul, "_registered", [])
+    monkeypatch.setattr(cpu_matmul, "_in_use", False)
+
+
+def test_without_mkl(nothing_registered, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    with pytest.raises(UserError, match=r"needs Intel's MKL: pip install 'lmtiny\[mkl\]' \(Linux on x86\), or set it to xla"):
+        cpu_matmul.use(config_of("mkl"), mesh.make_mesh(config_of("mkl"), jax.devices()[:1]))
+    assert not cpu_matmul._in_use
+
+
+def test_without_a_compiler(nothing_registered, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler: none of c\+\+, g\+\+, clang\+\+ is there; install g\+\+, or set"):
+        cpu_matmul.register(scipys_sgemm())
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="CXX names no-such-compiler, which is not there"):
+        cpu_matmul.register(scipys_sgemm())
+
+
+def test_a_compiler_that_refuses_leaves_nothing(nothing_registered, monkeypatch, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'x.cc:1: error: no such standard' >&2\nexit 3\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(
+        UserError, match=r"compiler cannot compile cpu_matmul\.cc: x\.cc:1: error: no such standard; set parallel\.cpu_matmul = xla"
+    ):
+        cpu_matmul.register(scipys_sgemm())
+    assert not list(mesh.cache_folder().iterdir())
+
+
+def test_mkl_itself(nothing_registered, monkeypatch):
+    try:
+        importlib.metadata.version("mkl")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("MKL is not installed: pip install 'lmtiny[mkl]'")
+    cpu_matmul.use(config_of("mkl"), mesh.make_mesh(config_of("mkl"), jax.devices()[:1]))
+    x, y = whole_numbers(0, 300, 200), whole_numbers(1, 200, 500)
+    np.testing.assert_array_equal(jax.jit(lambda x, y: product(x, y))(x, y), np.float32(x) @ np.float32(y))
