@@ -38,7 +38,7 @@ def use(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     Off CPUs nothing changes, so that a config runs everywhere.
 
     Raises:
-      UserError: several devices, or the library or a compiler is missing.
+      UserError: several devices, a model that does not compute in float32, or the library or a compiler is missing.
     """
     global _in_use
     _in_use = False
@@ -46,6 +46,11 @@ def use(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         return
     if mesh.size > 1:
         raise UserError(f"parallel.cpu_matmul = mkl works on one device, and these are {mesh.size}; set parallel.cpu_matmul = xla")
+    if (dtype := config.model.compute_dtype) != "float32":
+        raise UserError(
+            f"parallel.cpu_matmul = mkl makes float32 products, and model.compute_dtype = {dtype} has none; set it to float32, or "
+            "parallel.cpu_matmul = xla"
+        )
     if not _registered:
         register(mkl_sgemm())
     _in_use = True

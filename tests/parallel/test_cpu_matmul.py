@@ -122,6 +122,15 @@ def test_one_device_alone(monkeypatch):
     assert not cpu_matmul._in_use
 
 
+def test_a_model_in_bfloat16_has_no_such_products(monkeypatch):
+    monkeypatch.setattr(cpu_matmul, "_in_use", True)
+    config = config_of("mkl")
+    config.model.compute_dtype = "bfloat16"
+    with pytest.raises(UserError, match=r"makes float32 products, and model\.compute_dtype = bfloat16 has none; set it to float32, or"):
+        cpu_matmul.use(config, mesh.make_mesh(config, jax.devices()[:1]))
+    assert not cpu_matmul._in_use
+
+
 @pytest.fixture
 def nothing_registered(monkeypatch):
     monkeypatch.setattr(cpu_matmul, "_registered", [])
