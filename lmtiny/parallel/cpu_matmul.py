@@ -9,9 +9,10 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
+import platform
+import shlex
 import shutil
 import subprocess
-import sys
 
 import jax
 import jax.ffi
@@ -24,7 +25,7 @@ from lmtiny.errors import UserError
 from lmtiny.parallel import mesh as mesh_lib
 
 SOURCE = pathlib.Path(__file__).with_suffix(".cc")
-_TARGET = "lmtiny_cpu_matmul"
+TARGET = "lmtiny_cpu_matmul"  # what XLA calls it
 _MKL_LP64, _MKL_SEQUENTIAL = 0, 1  # mkl_service.h: whole numbers of 32 bits; no threads of its own
 _COMPILERS = ("c++", "g++", "clang++")
 
@@ -65,10 +66,16 @@ def matmul(a_NMK: jax.Array, b_NKO: jax.Array, a_transposed: bool = False, b_tra
     """Returns the products [N, M, O] of float32 matrices; a transposed operand is given as [N, K, M], or [N, O, K].
 
     N: any number of leading dimensions, the same in both.  Not differentiable: `lmtiny.parallel.matmul` has the gradients.
+
+    Raises:
+      ValueError: shapes that do not go together.
     """
-    rows, columns = a_NMK.shape[-1 if a_transposed else -2], b_NKO.shape[-2 if b_transposed else -1]
+    rows, inner = a_NMK.shape[:-3:-1] if a_transposed else a_NMK.shape[-2:]
+    inner_of_b, columns = b_NKO.shape[:-3:-1] if b_transposed else b_NKO.shape[-2:]
+    if inner != inner_of_b or a_NMK.shape[:-2] != b_NKO.shape[:-2]:  # which C++ would not notice
+        raise ValueError(f"no product of {a_NMK.shape} and {b_NKO.shape}, transposed: {a_transposed}, {b_transposed}")
     result = jax.ShapeDtypeStruct((*a_NMK.shape[:-2], rows, columns), jnp.float32)
-    call = jax.ffi.ffi_call(_TARGET, result, vmap_method="broadcast_all")
+    call = jax.ffi.ffi_call(TARGET, result, vmap_method="broadcast_all")
     return call(a_NMK, b_NKO, a_transposed=a_transposed, b_transposed=b_transposed)
 
 
@@ -76,12 +83,16 @@ def register(sgemm: int) -> None:
     """Tells XLA of cpu_matmul.cc, compiled, with the address of a Fortran BLAS's sgemm that takes 32-bit whole numbers.
 
     Raises:
-      UserError: no C++ compiler, or it refused.
+      UserError: no C++ compiler, it refused, or what it made cannot be loaded.
     """
-    library = ctypes.CDLL(str(compiled()))
+    path = compiled()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be loaded: {error}; delete it, or set parallel.cpu_matmul = xla") from None
     library.lmtiny_set_sgemm(ctypes.c_void_p(sgemm))
     if not _registered:
-        jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.LmtinyMatmul), platform="cpu")
+        jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.LmtinyMatmul), platform="cpu")
         _registered.append(library)
 
 
@@ -103,9 +114,9 @@ def mkl_sgemm() -> int:
         mkl = ctypes.CDLL(found[0])
     except OSError as error:
         raise UserError(f"{found[0]}: cannot be loaded: {error}; set parallel.cpu_matmul = xla") from None
-    # Threads of its own would wait for XLA's, and XLA's for them.
-    mkl.MKL_Set_Interface_Layer(_MKL_LP64)
-    mkl.MKL_Set_Threading_Layer(_MKL_SEQUENTIAL)
+    # Threads of its own would wait for XLA's, and XLA's for them.  Both calls return what is in force.
+    if (mkl.MKL_Set_Interface_Layer(_MKL_LP64), mkl.MKL_Set_Threading_Layer(_MKL_SEQUENTIAL)) != (_MKL_LP64, _MKL_SEQUENTIAL):
+        raise UserError("this process uses MKL already, with other threads or numbers; set parallel.cpu_matmul = xla")
     return ctypes.cast(mkl.sgemm_, ctypes.c_void_p).value or 0
 
 
@@ -113,27 +124,37 @@ def compiled() -> pathlib.Path:
     """Returns cpu_matmul.cc as a shared library beside compiled programs, made now if it is not there.
 
     Raises:
-      UserError: no C++ compiler, or it refused.
+      UserError: no C++ compiler, it refused, or the folder cannot be written.
     """
-    command = [_compiler(), "-O2", "-std=c++17", "-shared", "-fPIC", "-isystem", jax.ffi.include_dir()]
-    # jaxlib's version, since the way XLA calls it is that of the header.
-    key = "\0".join([SOURCE.read_text(encoding="utf-8"), importlib.metadata.version("jaxlib"), sys.platform, *command])
+    command = [*_compiler(), "-O2", "-std=c++17", "-shared", "-fPIC", "-isystem", jax.ffi.include_dir()]
+    # jaxlib's version, since the way XLA calls it is that of the header; the machine, since several may share a home.
+    facts = [importlib.metadata.version("jaxlib"), platform.machine(), *platform.libc_ver()]
+    key = "\0".join([SOURCE.read_text(encoding="utf-8"), *facts, *command])
     library = mesh_lib.cache_folder() / f"cpu_matmul-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if not library.exists():
+    if library.exists():
+        return library
+    try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with files.written(library) as target:
-            done = subprocess.run([*command, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False)
-            if done.returncode:
-                why = next((line for line in done.stderr.splitlines() if "error" in line), f"exit code {done.returncode}")
-                raise UserError(f"{command[0]} cannot compile {SOURCE.name}: {why}; set parallel.cpu_matmul = xla")
+            _compile([*command, str(SOURCE), "-o", str(target)])
+    except OSError as error:
+        raise UserError(f"{library}: cannot be written: {error.strerror}; set XDG_CACHE_HOME, or parallel.cpu_matmul = xla") from None
     return library
 
 
-def _compiler() -> str:
-    """Returns the C++ compiler that CXX names, or the first that is on the PATH."""
-    named = os.environ.get("CXX")
-    found = shutil.which(named) if named else next(filter(None, map(shutil.which, _COMPILERS)), None)
+def _compile(command: list[str]) -> None:
+    done = subprocess.run(command, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("collect2")]
+        why = next((line for line in lines if "error:" in line or "ld:" in line), lines[-1] if lines else f"exit code {done.returncode}")
+        raise UserError(f"{command[0]} cannot compile {SOURCE.name}: {why}; set parallel.cpu_matmul = xla")
+
+
+def _compiler() -> list[str]:
+    """Returns the C++ compiler that CXX names, with the words that stand there, or the first that is on the PATH."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    found = next(filter(None, map(shutil.which, named[:1] or _COMPILERS)), None)
     if found is None:
-        looked = f"CXX names {named}, which is not there" if named else f"none of {', '.join(_COMPILERS)} is there"
+        looked = f"CXX names {named[0]}, which is not there" if named else f"none of {', '.join(_COMPILERS)} is there"
         raise UserError(f"parallel.cpu_matmul = mkl needs a C++ compiler: {looked}; install g++, or set parallel.cpu_matmul = xla")
-    return found
+    return [found, *named[1:]]

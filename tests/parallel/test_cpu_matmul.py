@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.linalg import cython_blas
 
 from lmtiny import config as config_lib
@@ -107,6 +108,28 @@ def test_other_types_and_other_backends_keep_xlas_products(in_use, monkeypatch):
     assert not cpu_matmul.takes(x, y)
 
 
+def test_shapes_that_do_not_go_together_are_refused():
+    """XLA's C++ reads as far as the first operand and the result say."""
+    for a, b, swapped in (((3, 4), (5, 6), (False, False)), ((4, 3), (4, 3), (True, True)), ((1, 3, 4), (2, 4, 5), (False, False))):
+        with pytest.raises(ValueError, match="no product of"):
+            cpu_matmul.matmul(jnp.zeros(a), jnp.zeros(b), *swapped)
+
+
+def test_remat_of_dots_keeps_these_products_too(in_use):
+    """Of the same model, "dots" makes those of weights once more less often than "block", and not more often than "none" does."""
+
+    def products(remat):
+        config = config_lib.defaults()
+        config.tokenizer.vocab_size = 300
+        config.model.update({"num_layers": 2, "width": 24, "num_heads": 2, "context_length": 16, "remat": remat, "attention": "reference"})
+        graph, shapes, _ = size.abstract(config)
+        gradient = jax.grad(lambda params: jnp.sum(nnx.merge(graph, params)(jnp.zeros((2, 16), jnp.int32))[0]))
+        return str(jax.make_jaxpr(gradient)(shapes)).count("target_name=lmtiny_cpu_matmul")
+
+    none, dots, block = map(products, ("none", "dots", "block"))
+    assert block > dots == none > 0
+
+
 def config_of(name):
     config = config_lib.defaults()
     config.parallel.cpu_matmul = name
@@ -168,6 +191,32 @@ def test_a_compiler_that_refuses_leaves_nothing(nothing_registered, monkeypatch,
     ):
         cpu_matmul.register(scipys_sgemm())
     assert not list(mesh.cache_folder().iterdir())
+
+
+def test_a_compiler_of_several_words_and_what_a_linker_says(nothing_registered, monkeypatch, tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        "#!/bin/sh\ntest $1 = -one || exit 2\necho '/usr/bin/ld: cannot find -lx' >&2\necho 'collect2: error: ld' >&2\nexit 1\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{compiler} -one")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"compiler cannot compile cpu_matmul\.cc: /usr/bin/ld: cannot find -lx; set"):
+        cpu_matmul.register(scipys_sgemm())
+
+
+def test_a_folder_that_cannot_be_written_and_a_library_that_cannot_be_loaded(nothing_registered, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/sh\nfor last; do :; done\necho no library > "$last"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be written: Not a directory; set XDG_CACHE_HOME, or parallel\.cpu_matmul = xla"):
+        cpu_matmul.register(scipys_sgemm())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"cannot be loaded: .*; delete it, or set parallel\.cpu_matmul = xla"):
+        cpu_matmul.register(scipys_sgemm())
 
 
 def test_mkl_itself(nothing_registered, monkeypatch):
