@@ -59,7 +59,7 @@ setup(
         "ray": ["ray>=2.50,<3"],
         "peers": ["torch>=2.9", "transformers>=5,<6", "tokenizers>=0.22"],  # what tests compare numerics and ids with
         "tfds": TFDS,
-        "mkl": ["mkl>=2025; sys_platform == 'linux' and platform_machine == 'x86_64'"],
+        "mkl": ["mkl>=2026.2,<2027; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         "cuda": [JAX.replace("jax", "jax[cuda13]", 1)],
         "cuda12": [JAX.replace("jax", "jax[cuda12]", 1)],
         "tpu": [JAX.replace("jax", "jax[tpu]", 1)],

@@ -20,7 +20,7 @@ static Sgemm sgemm = nullptr;
 
 extern "C" void lmtiny_set_sgemm(void* function) { sgemm = reinterpret_cast<Sgemm>(function); }
 
-constexpr double kWorthTwoThreads = 2e6;  // FLOPs; below, waking another thread takes longer than the product
+constexpr double kWorthTwoThreads = 2e6;  // FLOPs, some 20 us of one thread: no time to wake another
 constexpr int64_t kRows = 16;             // rows are cut at multiples of these, which suit vectors and cache lines
 
 // One call's products: `count` of [m, k] by [k, n], each cut into pieces of rows of C that any thread may take.
@@ -56,7 +56,7 @@ static ffi::Error Matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> a, ffi::Buf
                          bool a_transposed, bool b_transposed) {
   const auto a_shape = a.dimensions(), c_shape = c->dimensions();
   const size_t rank = c_shape.size();
-  if (sgemm == nullptr || rank < 2 || a_shape.size() != rank) return ffi::Error::Internal("cpu_matmul: called in a way it never is");
+  if (sgemm == nullptr || rank < 2 || a_shape.size() != rank) return ffi::Error::Internal("cpu_matmul: no BLAS was set, or operands of different rank");
   auto work = std::make_shared<Work>();  // a thread that comes late still reads it
   work->a = a.typed_data(), work->b = b.typed_data(), work->c = c->typed_data();
   work->m = c_shape[rank - 2], work->n = c_shape[rank - 1], work->k = a_shape[a_transposed ? rank - 2 : rank - 1];

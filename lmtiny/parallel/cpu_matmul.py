@@ -70,9 +70,9 @@ def matmul(a_NMK: jax.Array, b_NKO: jax.Array, a_transposed: bool = False, b_tra
     Raises:
       ValueError: shapes that do not go together.
     """
-    rows, inner = a_NMK.shape[:-3:-1] if a_transposed else a_NMK.shape[-2:]
-    inner_of_b, columns = b_NKO.shape[:-3:-1] if b_transposed else b_NKO.shape[-2:]
-    if inner != inner_of_b or a_NMK.shape[:-2] != b_NKO.shape[:-2]:  # which C++ would not notice
+    rows, inner = a_NMK.shape[-2:][::-1] if a_transposed else a_NMK.shape[-2:]
+    inner_of_b, columns = b_NKO.shape[-2:][::-1] if b_transposed else b_NKO.shape[-2:]
+    if inner != inner_of_b or a_NMK.shape[:-2] != b_NKO.shape[:-2]:  # C++ would read past an end
         raise ValueError(f"no product of {a_NMK.shape} and {b_NKO.shape}, transposed: {a_transposed}, {b_transposed}")
     result = jax.ShapeDtypeStruct((*a_NMK.shape[:-2], rows, columns), jnp.float32)
     call = jax.ffi.ffi_call(TARGET, result, vmap_method="broadcast_all")
