@@ -80,12 +80,13 @@ def our_run(args, config, books, work, name, num_steps, more, score="bits_per_by
 
 def ours(args, config, books, work):
     """Prepares lmtiny's data; returns (its facts, f() -> seconds of a step, f(seed, steps) -> (bits per byte, seconds))."""
+    from lmtiny import config as config_lib
     from lmtiny.data import loader, shards
     from lmtiny.model import size
 
     run(our_command(args, "prepare", books, work, {}), work / "ours-prepare.log", work)
     prepared = shards.read(work / "prepared")
-    rows = loader.Rows(prepared, "validation", config.model.context_length)
+    rows = loader.Rows(prepared, "validation", config_lib.validation_length(config))
     counted = sum(int(prepared.tokenizer.token_bytes[rows[number][1:]].sum()) for number in range(len(rows)))
     config.tokenizer.vocab_size = prepared.tokenizer.vocab_size
     facts = {

@@ -165,6 +165,9 @@ def check(config: ml_collections.ConfigDict) -> None:
          0 < config.data.row_length < model.context_length),
         (f"data.row_length = {config.data.row_length} is not a multiple of model.context_length = {model.context_length}",
          config.data.row_length % model.context_length),
+        (f"evaluation.context_length = {config.evaluation.context_length} needs model.position = 'rope': learned positions end at "
+         f"model.context_length = {model.context_length}",
+         model.position == "learned" and validation_length(config) > model.context_length),
         ("corpus.kind = 'files' needs corpus.path: a folder, a file or a glob of .txt[.gz|.zst], .jsonl[.gz|.zst] or .parquet",
          config.corpus.kind == "files" and not config.corpus.path),
         (f"corpus.path = {config.corpus.path!r} is no file here, but a source: --config.corpus.kind=sources "
@@ -255,6 +258,11 @@ def mlp_size(model: ml_collections.ConfigDict) -> int:
     return round(model.mlp_ratio * model.width)
 
 
+def validation_length(config: ml_collections.ConfigDict) -> int:
+    """Returns T of validation rows."""
+    return int(config.evaluation.context_length or config.model.context_length)
+
+
 def pipeline_microbatches(config: ml_collections.ConfigDict) -> int:
     """Returns into how many microbatches the pipeline cuts a device's rows; 1 without a pipeline."""
     stages = config.parallel.pipeline
@@ -284,6 +292,7 @@ def mesh_shape(config: ml_collections.ConfigDict, num_devices: int) -> dict[str,
         ("rows of a device (train.batch_size / train.accumulation / data / fsdp / expert)", microbatch // rows,
          "parallel.pipeline_microbatches (by default twice the stages; set one that divides them)", pipeline_microbatches(config)),
         ("model.context_length", model.context_length, "2 x context x tensor" if context > 1 else "tensor", pieces * tensor),
+        ("evaluation.context_length", validation_length(config), "2 x context x tensor" if context > 1 else "tensor", pieces * tensor),
         ("model.num_experts", model.num_experts, "expert", shape["expert"]),
         ("model.num_heads", model.num_heads, "tensor", tensor),
         ("model.num_kv_heads", num_kv_heads(model), "tensor", tensor),

@@ -232,6 +232,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
     "evaluation": (
         Knob("every", int, 200, "steps", "validation loss; 0: only at the end", at_least(0)),
         Knob("rows", int, 256, "rows", "validation rows at most", at_least(1)),
+        Knob("context_length", int, 0, "tokens", "T of validation rows; 0: model.context_length; more shows what the model makes of longer text than it is trained on", at_least(0)),
         Knob("sample_every", int, 0, "steps", "samples during training; 0: only at the end", at_least(0)),
         Knob("prompts", tuple, ("The ", "This function returns"), "", "what the samples go on from"),
         Knob("sample_tokens", int, 64, "tokens", "length of a sample", at_least(1)),

@@ -107,12 +107,13 @@ def train(
     optimizer = make_optimizer(config, size.abstract(config)[2])
     computed, attention = attend.resolved(config, mesh)
     train_step = make_train_step(computed, optimizer, mesh, tokenizer.bos_id)
-    eval_step, decoder = make_eval_step(computed, mesh, tokenizer.bos_id), Decoder(config)
+    validated = evaluation.for_validation(config, mesh)
+    eval_step, decoder = make_eval_step(validated, mesh, tokenizer.bos_id), Decoder(config)
     if first_step:
         state = checkpoint.restore(workdir / "checkpoints" / str(first_step), abstract_state(config, optimizer, mesh))
     else:
         state = init_state(config, optimizer, mesh)
-    rows = local_rows(mesh, batch_size)
+    rows, held_out_rows = local_rows(mesh, batch_size), local_rows(mesh, validated.train.batch_size)
     run_folder.say_what_is_trained(config, data, mesh, first_step)
     console.say(f"attention: {attention}")
 
@@ -141,8 +142,8 @@ def train(
             reporter.refuse_bad_state(state, config)
             measured = {}
             if validate and not stopped:
-                held_out = loader.validation_batches(data, config, batch_size, *rows, config.evaluation.rows)
-                score = evaluation.score(eval_step, state.params, held_out, tokenizer.token_bytes, mesh, batch_size)
+                held_out = loader.validation_batches(data, validated, validated.train.batch_size, *held_out_rows, config.evaluation.rows)
+                score = evaluation.score(eval_step, state.params, held_out, tokenizer.token_bytes, mesh, validated.train.batch_size)
                 measured = {"validation_bits_per_byte": score.bits_per_byte, "validation_loss": score.loss}
                 validation = f"{score.bits_per_byte:.4f} bits per byte (loss {score.loss:.4f} nats per token)"
                 console.say(f"step {step}: validation {validation}")

@@ -28,12 +28,13 @@ class Rows:
 
     def __init__(self, prepared: Prepared, split: str, context_length: int) -> None:
         """Raises UserError where stored rows do not divide into rows of `context_length`."""
-        stored = prepared.row_length
+        stored = prepared.row_length(split)
         if stored % context_length:
-            raise UserError(f"{prepared.folder} holds rows of {stored} tokens, not a multiple of model.context_length = {context_length}")
+            knob = "model.context_length" if split == "train" else "evaluation.context_length, or else model.context_length,"
+            raise UserError(f"{prepared.folder} holds rows of {stored} tokens, not a multiple of {knob} = {context_length}")
         self.context_length = context_length
         self.per_stored = stored // context_length
-        self._dtype, self._width, self._folder = prepared.dtype, prepared.row_length + 1, prepared.folder
+        self._dtype, self._width, self._folder = prepared.dtype, stored + 1, prepared.folder
         self._files = prepared.shards(split)
         counts = [shard["rows"] for shard in prepared.manifest["splits"][split]["shards"]]
         self._first = np.cumsum([0, *counts])

@@ -90,11 +90,15 @@ def _refuse_texts_folder(folder: pathlib.Path, config: Config) -> None:
 
 
 def prepared_before(config: Config, rows: str) -> Prepared | None:
-    """Returns the finished shards whose `Prepared.digest` is `rows`, in data.dir or else in prepared/, or None; reads no text."""
+    """Returns the finished shards whose `Prepared.digest` is `rows`, in data.dir or else in prepared/, or None; reads no text.
+
+    Their validation rows divide into rows of evaluation.context_length, which a resumed run may change.
+    """
+    length = config_module.validation_length(config)
     for folder in [pathlib.Path(config.data.dir)] if config.data.dir else sorted(PREPARED.glob("*")):
         if (folder / shards.MANIFEST).is_file():
             with contextlib.suppress(UserError):  # damaged, or of another format: not what is looked for
-                if (found := shards.read(folder)).digest == rows:
+                if (found := shards.read(folder)).digest == rows and not found.row_length("validation") % length:
                     return found
     return None
 
@@ -123,9 +127,16 @@ def refuse_another_tokenizer(config: Config, overrides: Collection[str]) -> None
         raise UserError(f"tokenizer.vocab_size = {asked}, but {config.tokenizer.path} has {given.vocab_size} tokens: leave it out{cut}")
 
 
-def row_length(config: Config) -> int:
-    """Returns T of the stored rows."""
-    return int(config.data.row_length or config.model.context_length)
+def row_lengths(config: Config) -> dict[str, int]:
+    """Returns split -> T of its stored rows."""
+    of_training = int(config.data.row_length or config.model.context_length)
+    return {"train": of_training, "validation": int(config.evaluation.context_length or of_training)}
+
+
+def _own_lengths(config: Config) -> dict[str, int]:
+    """Returns split -> T of its stored rows, of those whose T is not that of training."""
+    lengths = row_lengths(config)
+    return {split: length for split, length in lengths.items() if length != lengths["train"]}
 
 
 def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None) -> dict[str, Any]:
@@ -140,7 +151,8 @@ def _depends_on(config: Config, units: list[Unit], given: tokenizer.Tokenizer | 
     return {
         "format": shards.FORMAT,
         **weights,
-        "T (data.row_length, or else model.context_length)": row_length(config),
+        "T (data.row_length, or else model.context_length)": row_lengths(config)["train"],
+        **{f"T of {split} rows (evaluation.context_length)": length for split, length in _own_lengths(config).items()},
         **{name: config_module.get_knob(config, name) for name in knobs},
         "tokenizer.path": given.hash[:16] if given else "",
         "files held out (corpus.validation_path)": digest([unit.name for unit in units if unit.held_out])[:16],
@@ -153,7 +165,7 @@ def default_folder(config: Config, given: tokenizer.Tokenizer | None, depends_on
     """Returns prepared/<corpus>-<tokenizer>-T<row length>-<hash of what it depends on>; without a size where that follows from the text."""
     kind, size = (given.kind, given.vocab_size) if given else (config.tokenizer.kind, config.tokenizer.vocab_size)
     size = "" if not given and kind in ("char", "byte") else size
-    return PREPARED / f"{corpus.name(config)}-{kind}{size}-T{row_length(config)}-{digest(depends_on)[:8]}"
+    return PREPARED / f"{corpus.name(config)}-{kind}{size}-T{row_lengths(config)['train']}-{digest(depends_on)[:8]}"
 
 
 def _finished(folder: pathlib.Path, depends_on: dict[str, Any]) -> Prepared | None:
@@ -216,9 +228,11 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         learning.tokenizer_for(config, given, documents, facts, sides, mixed, tokenizer_folder)
         known = tokenizer.load(tokenizer_folder)
         tokens = _encode(run, documents, facts, sides, tokenizer_folder, digest(key, known.hash)[:16], work)
-    shard_key = digest(key, known.hash, row_length(config), config.data.rows_per_shard, mixed)[:16]
+    lengths, own_lengths = row_lengths(config), _own_lengths(config)
+    shard_key = digest(key, known.hash, lengths["train"], *own_lengths.values(), config.data.rows_per_shard, mixed)[:16]
     splits = {
-        split: publishing.write_split(split, row_length(config), config, known, facts, sides, tokens, mixed, shard_key)
+        split: publishing.write_split(split, lengths[split], config, known, facts, sides, tokens, mixed, shard_key)
+        | ({"row_length": own_lengths[split]} if split in own_lengths else {})
         for split in shards.SPLITS
     }
     manifest = {
@@ -227,7 +241,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         "corpus_hash": stages.corpus_hash(facts),
         "config_digest": digest(depends_on),
         "tokenizer": {"kind": known.kind, "vocab_size": known.vocab_size, "hash": known.hash, "bos_id": known.bos_id},
-        "row_length": row_length(config),
+        "row_length": lengths["train"],
         "dtype": stages.token_dtype(known.vocab_size).str,
         **_dropped(sides),
         "splits": splits,

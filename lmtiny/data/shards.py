@@ -53,10 +53,9 @@ class Prepared:
         """SHA-256 (hex) of the training rows: the same digest gives the same batches."""
         return hashlib.sha256("".join(shard["sha256"] for shard in self.manifest["splits"]["train"]["shards"]).encode()).hexdigest()
 
-    @property
-    def row_length(self) -> int:
-        """T: a stored row has T+1 tokens."""
-        return int(self.manifest["row_length"])
+    def row_length(self, split: str) -> int:
+        """Returns T of "train" or "validation", whose stored rows have T+1 tokens."""
+        return int(self.manifest["splits"][split].get("row_length", self.manifest["row_length"]))
 
     @property
     def bos_id(self) -> int:

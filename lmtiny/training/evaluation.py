@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from lmtiny import config as config_lib
+from lmtiny.model import attend
 from lmtiny.parallel.mesh import place_batch
 
 
@@ -20,6 +23,21 @@ class Score:
     bits_per_byte: float
     tokens: int
     bytes: int
+
+
+def for_validation(config: ml_collections.ConfigDict, mesh: Mesh) -> ml_collections.ConfigDict:
+    """Returns the config with rows of evaluation.context_length for those of training, and of them as many as hold a batch's tokens.
+
+    At least as many as the mesh splits a batch into; its attention is resolved.  The weights are the same: none has a row's length.
+    """
+    config = config.copy_and_resolve_references()
+    length, at_least = config_lib.validation_length(config), math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
+    at_least *= config_lib.pipeline_microbatches(config)
+    wanted = config.train.batch_size * config.model.context_length // length
+    if length != config.model.context_length:
+        config.train.update({"batch_size": max(1, wanted // at_least) * at_least, "accumulation": 1})
+        config.model.context_length = length
+    return attend.resolved(config, mesh)[0]
 
 
 def score(

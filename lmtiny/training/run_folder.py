@@ -147,7 +147,7 @@ def say_what_is_trained(config: ml_collections.ConfigDict, data: Prepared, mesh:
     parts = ", ".join(f"{name} {console.human(float(count))}" for name, count in counts.items() if count and name != "total")
     devices = ", ".join(f"{name} {parts}" for name, parts in mesh.shape.items() if parts > 1) or "one device"
     tokens = config.train.num_steps * config.train.batch_size * config.model.context_length
-    flops, passes = size.flops_per_token(config)["causal"] * tokens, tokens / (data.num_rows("train") * data.row_length)
+    flops, passes = size.flops_per_token(config)["causal"] * tokens, tokens / (data.num_rows("train") * data.row_length("train"))
     console.say(f"model: {console.human(float(counts['total']))} parameters ({parts})")
     console.say(
         f"training: {config.train.num_steps:,} steps of {config.train.batch_size} rows x {config.model.context_length} tokens "

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 def chunks_in(prepared, split: str) -> list[tuple[int, ...]]:
     """Returns the chunks of all rows, without `<|bos|>` and padding."""
     found = []
-    for row in Rows(prepared, split, prepared.row_length).batch(np.arange(prepared.num_rows(split))):
+    for row in Rows(prepared, split, prepared.row_length(split)).batch(np.arange(prepared.num_rows(split))):
         for piece in np.split(row, np.flatnonzero(row == prepared.bos_id))[1:]:
             found += [tuple(piece[1:].tolist())] * (len(piece) > 1)
     return found
@@ -251,6 +251,7 @@ def test_two_at_once_do_the_work_once(config_of, tmp_path, hashes) -> None:
     ("knob", "value", "message"),
     [
         ("model.context_length", 64, r"T \(data.row_length, or else model.context_length\) was 32, is 64"),
+        ("evaluation.context_length", 64, r"T of validation rows \(evaluation.context_length\) was None, is 64"),
         ("tokenizer.kind", "byte", "tokenizer.kind was 'bpe', is 'byte'"),
         ("tokenizer.vocab_size", 280, "tokenizer.vocab_size was 300, is 280"),
         ("corpus.near_duplicate", 0.9, "corpus.near_duplicate was 0.5, is 0.9"),
@@ -525,3 +526,15 @@ def test_shards_are_not_put_among_the_texts(config_of, tmp_path) -> None:
     with pytest.raises(UserError, match="is the folder of the texts; name one for the shards alone"):
         prepare(config_of(**{"corpus.path": str(tmp_path / "texts"), "data.dir": f"{tmp_path}/texts/../texts"}))
     assert [path.name for path in (tmp_path / "texts").iterdir()] == ["a.txt"]
+
+
+def test_rows_of_before_are_found_again_where_validation_can_be_cut_from_them(config_of) -> None:
+    before = prepare(config_of(**{"evaluation.context_length": 64}))
+    assert (before.row_length("train"), before.row_length("validation")) == (32, 64)
+    for length, found in ((64, True), (32, True), (0, True), (128, False)):
+        other = config_of(**{"evaluation.context_length": length})
+        again = preparation.prepared_before(other, before.digest)
+        assert (again is not None) == found, length
+    assert preparation.prepared_before(config_of(), "0" * 64) is None
+    plain = prepare(config_of("plain"))
+    assert plain.digest == before.digest, "training's rows do not depend on those of validation"
