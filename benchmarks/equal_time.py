@@ -14,8 +14,10 @@ training.  Each side learns its own tokenizer, of the config's vocabulary, and t
   (the first step), data, validation and checkpoints do not count.  The runs take turns, seed by seed.
 - Text: books are cleaned as lmtiny does for both.  nanochat's training documents are pieces of about --document-bytes, cut
   at blank lines and shuffled, since its loader reads them in order; lmtiny's are what its defaults make of the files.
-- Score: both see the held-out text as the same sections (corpus.section_bytes), cut in windows of <|bos|> and at most T
-  tokens; every token but <|bos|> is a target once.  bits per byte = sum of nats / (ln 2 * bytes of the targets).
+- Score: both see the held-out text as the same sections (corpus.section_bytes), in windows of <|bos|> and at most T
+  tokens; every token but <|bos|> is a target once.  bits per byte = sum of nats / (ln 2 * bytes of the targets).  Each side has
+  the windows that suit it: lmtiny's T is evaluation.context_length; nanochat's is that of its training, windows one behind the
+  other or, so that most tokens have more before them, overlapping by half; the lower of the two counts.
 - Seeds: lmtiny's are of weights and shuffles; nanochat has none to set, so torch.manual_seed is given another number than
   its 42 (the weights; its data keeps its order).
 

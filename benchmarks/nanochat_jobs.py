@@ -31,26 +31,41 @@ def train(flags, seed):
     runpy.run_module("scripts.base_train", run_name="__main__", alter_sys=True)
 
 
+def windows_of(ids, length, stride):
+    """Returns [(window, how many of its tokens an earlier one has scored)]: windows of at most `length` tokens, one every `stride`.
+
+    Together they score each token once; where they overlap, each but those of the first window has length - stride tokens before it.
+    """
+    starts = range(0, max(len(ids) - (length - stride), min(len(ids), 1)), stride)
+    return [(ids[start : start + length], length - stride if start else 0) for start in starts]
+
+
 def score(texts, folder):
-    """Prints {"nats", "bytes", "tokens", "parameters"} of nanochat's newest checkpoint in `folder` over the sections of `texts`."""
+    """Prints {"apart", "overlapping": nats, "bytes", "tokens", "parameters"} of nanochat's newest checkpoint over the sections of `texts`.
+
+    The windows, <|bos|> and what it was trained on less one, stand one behind the other, or every half of one.
+    """
     import torch
     from nanochat.checkpoint_manager import build_model, find_last_step
 
     model, tokenizer, meta = build_model(folder, find_last_step(folder), torch.device("cpu"), "eval")
     length, bos = meta["model_config"]["sequence_len"], tokenizer.get_bos_token_id()
-    windows = []
-    for ids in tokenizer.encode(json.loads(pathlib.Path(texts).read_text())["sections"]):
-        windows += [ids[start : start + length] for start in range(0, len(ids), length)]
-    nats, num_bytes = 0.0, 0
-    with torch.inference_mode():
+    sections = tokenizer.encode(json.loads(pathlib.Path(texts).read_text())["sections"])
+
+    def nats_of(stride):
+        windows, nats = [window for ids in sections for window in windows_of(ids, length, stride)], 0.0
         for start in range(0, len(windows), 16):
             some = windows[start : start + 16]
-            inputs = torch.tensor([[bos, *ids[:-1]] + [bos] * (length - len(ids)) for ids in some])
-            targets = torch.tensor([ids + [-1] * (length - len(ids)) for ids in some])  # -1: no loss
+            inputs = torch.tensor([[bos, *ids[:-1]] + [bos] * (length - len(ids)) for ids, _ in some])
+            targets = torch.tensor([[-1] * known + ids[known:] + [-1] * (length - len(ids)) for ids, known in some])  # -1: no loss
             nats += model(inputs, targets, loss_reduction="none").double().sum().item()
-            num_bytes += sum(len(tokenizer.decode_single_token_bytes(token)) for ids in some for token in ids)
+        return nats
+
+    with torch.inference_mode():
+        found = {"apart": nats_of(length), "overlapping": nats_of(length // 2)}
+    found["bytes"] = sum(len(tokenizer.decode_single_token_bytes(token)) for ids in sections for token in ids)
     parameters = sum(value.numel() for value in model.parameters())
-    print(json.dumps({"nats": nats, "bytes": num_bytes, "tokens": sum(map(len, windows)), "parameters": parameters}))
+    print(json.dumps({**found, "tokens": sum(map(len, sections)), "parameters": parameters}))
 
 
 def main():

@@ -141,6 +141,9 @@ def peer(args, config, texts, work):
         command = [*job, "score", "--texts", str(texts), "--folder", str(base / "base_checkpoints" / name)]
         score = json.loads(run(command, work / f"{name}-score.log", args.peer, **variables).splitlines()[-1])
         facts["parameters"], facts["bytes"] = score["parameters"], score["bytes"]
-        return score["nats"] / (math.log(2) * score["bytes"]), seconds
+        ways = {way: score[way] / (math.log(2) * score["bytes"]) for way in ("apart", "overlapping")}
+        told = ", ".join(f"windows {way} {value:.4f}" for way, value in ways.items())
+        say(f"peer, seed {seed}: {told} bits per byte; the lower counts")
+        return min(ways.values()), seconds
 
     return facts, calibrate, train
