@@ -118,6 +118,25 @@ def test_on_another_mesh_it_goes_on_with_the_same_batches(whole, runs):
     np.testing.assert_allclose([split[step] for step in range(1, 13)], [alone[step] for step in range(1, 13)], rtol=1e-5)
 
 
+def test_a_resumed_run_may_validate_on_longer_rows(whole, runs):
+    copy_of_whole(whole, runs)
+    resume = [sys.executable, "-m", "lmtiny.train", "--resume", str(runs.folder / "run/8"), "--config.evaluation.context_length=128"]
+    one_line(runs.train("", command=resume), "T of validation rows (evaluation.context_length)", "--rebuild")
+    done = runs.train("", command=[*resume, f"--config.data.dir={runs.folder / 'shards'}"])
+    assert done.returncode == 0, done.stderr
+    assert runs.losses("run") == whole[0].losses("whole"), "training's rows are the same ones"
+    before, after = (validation_losses(folder) for folder in (whole[0].folder / "whole", runs.folder / "run"))
+    assert before.keys() == after.keys() == {4, 8, 12}
+    # A token's own row comes before it: here as much as four of before.
+    assert before[8] == after[8] and 0 < abs(before[12] - after[12]) < 0.1
+
+
+def validation_losses(folder):
+    """Returns step -> nats per token."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+
+
 def damaged(folder, how):
     step = folder / "checkpoints/12"
     array = max((path for path in step.rglob("*") if path.is_file() and "ocdbt" in str(path)), key=lambda path: path.stat().st_size)
