@@ -154,6 +154,8 @@ def say_what_is_trained(config: ml_collections.ConfigDict, data: Prepared, mesh:
         f"= {console.human(float(tokens))} tokens, {console.human(passes)} times the text, {flops:.2g} FLOPs, "
         f"{config.model.compute_dtype}, on {jax.device_count()} {jax.devices()[0].device_kind} ({devices})"
     )
+    if (length := config_lib.validation_length(config)) != config.model.context_length:
+        console.say(f"validation: rows of {length} tokens")
     if not data.manifest["splits"]["train"].get("mixture"):  # of each source of a mixture it was told when that was prepared
         mixture.warn_if_worn_out("its text", passes, "lower train.num_steps, or give it more text")
     if first_step:
