@@ -183,7 +183,8 @@ def _finished(folder: pathlib.Path, depends_on: dict[str, Any]) -> Prepared | No
 def _what_differs(there: dict[str, Any], here: dict[str, Any]) -> str:
     """Returns the first differences in words; that the text is another one only where no setting is: it may follow from that."""
     differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    settings = [f"{name} was {there.get(name)!r}, is {here.get(name)!r}" for name in differing if name != TEXT]
+    was, now = ({name: repr(said[name]) if name in said else "not set" for name in differing} for said in (there, here))
+    settings = [f"{name} was {was[name]}, is {now[name]}" for name in differing if name != TEXT]
     return "; ".join(settings[:3]) or f"the {TEXT} has changed"
 
 

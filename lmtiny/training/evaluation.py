@@ -31,10 +31,10 @@ def for_validation(config: ml_collections.ConfigDict, mesh: Mesh) -> ml_collecti
     At least as many as the mesh splits a batch into; its attention is resolved.  The weights are the same: none has a row's length.
     """
     config = config.copy_and_resolve_references()
-    length, at_least = config_lib.validation_length(config), math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert"))
-    at_least *= config_lib.pipeline_microbatches(config)
-    wanted = config.train.batch_size * config.model.context_length // length
+    length = config_lib.validation_length(config)
     if length != config.model.context_length:
+        at_least = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert")) * config_lib.pipeline_microbatches(config)
+        wanted = config.train.batch_size * config.model.context_length // length
         config.train.update({"batch_size": max(1, wanted // at_least) * at_least, "accumulation": 1})
         config.model.context_length = length
     return attend.resolved(config, mesh)[0]

@@ -251,7 +251,7 @@ def test_two_at_once_do_the_work_once(config_of, tmp_path, hashes) -> None:
     ("knob", "value", "message"),
     [
         ("model.context_length", 64, r"T \(data.row_length, or else model.context_length\) was 32, is 64"),
-        ("evaluation.context_length", 64, r"T of validation rows \(evaluation.context_length\) was None, is 64"),
+        ("evaluation.context_length", 64, r"T of validation rows \(evaluation.context_length\) was not set, is 64"),
         ("tokenizer.kind", "byte", "tokenizer.kind was 'bpe', is 'byte'"),
         ("tokenizer.vocab_size", 280, "tokenizer.vocab_size was 300, is 280"),
         ("corpus.near_duplicate", 0.9, "corpus.near_duplicate was 0.5, is 0.9"),
