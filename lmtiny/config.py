@@ -165,6 +165,8 @@ def check(config: ml_collections.ConfigDict) -> None:
          0 < config.data.row_length < model.context_length),
         (f"data.row_length = {config.data.row_length} is not a multiple of model.context_length = {model.context_length}",
          config.data.row_length % model.context_length),
+        ("model.copying needs model.induction: up to how many of the last tokens it looks for in the document; 4 is a good start",
+         model.copying and not model.induction),
         (f"evaluation.context_length = {config.evaluation.context_length} needs model.position = 'rope': learned positions end at "
          f"model.context_length = {model.context_length}",
          model.position == "learned" and validation_length(config) > model.context_length),

@@ -185,6 +185,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("longest_ngram", int, 2, "tokens", "ngram_rows: up to how many tokens; 2: pairs, 3: pairs and triples", at_least(2)),
         Knob("induction", int, 0, "n-grams", "for n = 1 to this, the vector of the token that followed where the last n tokens stood before is added to the embedding; 0: none", at_least(0)),
         Knob("induction_places", int, 1, "places", "induction: how many of the last places where they stood are looked at; their tokens' vectors are summed", at_least(1)),
+        Knob("copying", bool, False, "", "mix the next token's probability with how often each token followed the last 0 to `induction` ones in the document so far, by learned gates"),
         Knob("vocab_multiple", int, 1, "tokens", "rows of embedding and head are padded to a multiple, so that a mesh divides them", at_least(1)),
         Knob("scan_layers", bool, False, "", "one compiled block run L times (compiles fast); else L blocks in a row (runs faster on CPU)"),
         Knob("remat", str, "none", "", "recompute in the backward pass: nothing; all but matmul results; all but remat_names; the same, kept in the host's memory; whole blocks", one_of("none", "dots", "names", "offload", "block")),

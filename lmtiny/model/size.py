@@ -53,14 +53,14 @@ def _init(config: ml_collections.ConfigDict, seed: jax.Array) -> Tree:
 
 
 def count_parameters(config: ml_collections.ConfigDict) -> dict[str, int]:
-    """Returns {"embedding", "positions", "ngrams", "followers", "blocks", "norm", "head", "total"} -> parameters.
+    """Returns {"embedding", "positions", "ngrams", "followers", "blocks", "norm", "copying", "head", "total"} -> parameters.
 
     Padding of the vocabulary is left out.
     """
     _, shapes, _ = abstract(config)
     parts = {
         "embedding": ("embedding",), "positions": ("positions",), "ngrams": ("ngrams",), "followers": ("followers",), "blocks": ("blocks",),
-        "norm": ("final_norm",), "head": ("head",),
+        "norm": ("final_norm",), "copying": ("copying",), "head": ("head",),
     }  # fmt: skip
     counts = {
         name: sum(math.prod(leaf.shape) for path in paths for leaf in jax.tree.leaves(shapes.get(path))) for name, paths in parts.items()

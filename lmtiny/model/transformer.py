@@ -17,6 +17,7 @@ from flax import nnx
 
 from lmtiny import config as config_lib
 from lmtiny.model.attention import Attention, Cache, Rows, Window, written
+from lmtiny.model.copying import Copying
 from lmtiny.model.experts import Experts
 from lmtiny.model.induction import followers
 from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
@@ -26,6 +27,7 @@ from lmtiny.parallel import collectives
 from lmtiny.parallel.matmul import matmul, transposed
 from lmtiny.parallel.pipeline import run_stages
 from lmtiny.parallel.soft_cap import soft_capped
+from lmtiny.parallel.vocab_cross_entropy import Mixture
 from lmtiny.parallel.zigzag import own_time
 
 Losses = dict[str, jax.Array]  # of the blocks' own, beside the cross-entropy: name -> this device's share of the sum
@@ -65,6 +67,7 @@ class Transformer(nnx.Module):
         self.followers = nnx.data(Table(rngs, rows, model.width, "table", std=0.0) if model.induction else None)
         self.blocks = _stack(lambda key: Block(model, nnx.Rngs(key)), model.num_layers, rngs.params())
         self.final_norm = Norm(model)
+        self.copying = nnx.data(Copying(model) if model.copying else None)
         self.head = nnx.data(None if model.tied_embeddings else Head(rngs, model.width, rows))
 
     def hidden(
@@ -179,11 +182,35 @@ class Transformer(nnx.Module):
         dtype = self.config["compute_dtype"]
         return transposed(self.embedding.rows(dtype)) if self.head is None else self.head.columns(dtype)
 
-    def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """Returns the logits [B, T, vocab_size] in float32 of what `hidden` returned."""
+    def mixture(self, x_BTD: jax.Array, tokens: jax.Array, segments: jax.Array) -> Mixture | None:
+        """Returns what model.copying makes of the targets' probabilities, as `Copying.of_targets`; None without it."""
+        if self.copying is None:
+            return None
+        return self.copying.of_targets(x_BTD, tokens, segments if self.config["mask_documents"] else jnp.zeros_like(segments))
+
+    def logits(
+        self,
+        x_BTD: jax.Array,
+        tokens_BS: jax.Array | None = None,
+        places_BT: jax.Array | None = None,
+        segments_BS: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the logits [B, T, vocab_size] in float32 of what `hidden` returned; with model.copying they are log-probabilities.
+
+        Args, read by model.copying alone:
+          tokens_BS: all that has been read, of which x stands at the places `places_BT`; later ones are not looked at.
+          segments_BS: as in `__call__`.
+        """
         logits_nV = matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), self.head_DV(), jnp.float32)
         logits_BTV = logits_nV.reshape(*x_BTD.shape[:-1], -1)
-        return soft_capped(logits_BTV, self.config["logit_soft_cap"])[..., : self.vocab_size]
+        logits_BTV = soft_capped(logits_BTV, self.config["logit_soft_cap"])[..., : self.vocab_size]
+        if self.copying is None:
+            return logits_BTV
+        if tokens_BS is None or places_BT is None:
+            raise ValueError("model.copying needs the tokens that have been read, and the places in them that x stands at")
+        if segments_BS is None or not self.config["mask_documents"]:
+            segments_BS = jnp.zeros_like(tokens_BS)
+        return self.copying.of_all(logits_BTV, x_BTD, tokens_BS, segments_BS, places_BT)
 
     def __call__(
         self,
@@ -203,8 +230,11 @@ class Transformer(nnx.Module):
           cache: from `init_cache`, or from an earlier call.
           dropout_key: turns dropout on.
         """
-        x_BTD, cache, _ = self.hidden(tokens_BT, positions_BT, segments_BT, cache, dropout_key)
-        return self.logits(x_BTD), cache
+        x_BTD, new_cache, _ = self.hidden(tokens_BT, positions_BT, segments_BT, cache, dropout_key)
+        places_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+        if new_cache is None:
+            return self.logits(x_BTD, tokens_BT, places_BT, segments_BT), None
+        return self.logits(x_BTD, new_cache.get("token"), places_BT if positions_BT is None else positions_BT), new_cache
 
 
 def window_sizes(model: ml_collections.ConfigDict) -> list[int]:

@@ -7,6 +7,7 @@ B batch, T time, D width, V vocabulary; v columns here; n tokens, c tokens in a 
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,21 @@ import jax.numpy as jnp
 from lmtiny.parallel import collectives, mesh
 from lmtiny.parallel.matmul import matmul, product_over_rows, product_with_rows
 from lmtiny.parallel.soft_cap import slope, soft_capped
+
+
+class Mixture(NamedTuple):
+    """A share of the probability that comes from elsewhere than the logits, for each target.
+
+    log_kept: of the share of the probability that is left to the logits. log_other: of the probability that the target has elsewhere,
+    times its share.  Both are the same on all devices that hold the vocabulary.
+    """
+
+    log_kept: jax.Array
+    log_other: jax.Array
+
+    def nll(self, nll: jax.Array) -> jax.Array:
+        """Returns -log p(target) in nats, of that by the logits alone."""
+        return -jnp.logaddexp(self.log_kept - nll, self.log_other)
 
 
 def cross_entropy(
@@ -44,59 +60,76 @@ def cross_entropy(
 
 
 def summed_cross_entropy(
-    x_BTD: jax.Array, head_Dv: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, *, vocab_size: int, soft_cap: float, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns (sum of weights x nll, the nll of `cross_entropy`, which has no gradient here).
+    x_BTD: jax.Array, head_Dv: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
+    *, vocab_size: int, soft_cap: float, chunk: int, mixture: Mixture | None = None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Returns (sum of weights x nll, the nll of `cross_entropy`, which has no gradient here); of the mixture, where there is one.
 
     With chunks the gradients are made in the forward pass, beside a chunk's logits, so that those are not computed twice: the
     gradient of a sum is known up to one factor.  Under float16 it is not, since that factor is the loss's scale.
     """
     if not 0 < chunk < targets_BT.size or x_BTD.dtype == jnp.float16:
         nll_BT = cross_entropy(x_BTD, head_Dv, targets_BT, vocab_size=vocab_size, soft_cap=soft_cap, chunk=chunk)
+        nll_BT = nll_BT if mixture is None else mixture.nll(nll_BT)
         return jnp.sum(nll_BT * weights_BT), jax.lax.stop_gradient(nll_BT)
     tokens = x_BTD.reshape(-1, x_BTD.shape[-1]), targets_BT.reshape(-1), weights_BT.reshape(-1)
-    total, nll_n = _summed_in_chunks(tokens[0], head_Dv, tokens[1], tokens[2], (vocab_size, soft_cap, chunk))
+    mixture_n = jax.tree.map(lambda of_BT: of_BT.reshape(-1), mixture)
+    total, nll_n = _summed_in_chunks(tokens[0], head_Dv, tokens[1], tokens[2], mixture_n, (vocab_size, soft_cap, chunk))
     return total, jax.lax.stop_gradient(nll_n).reshape(targets_BT.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _summed_in_chunks(
-    x_nD: jax.Array, head_Dv: jax.Array, targets_n: jax.Array, weights_n: jax.Array, request: tuple[int, float, int]
-) -> tuple[jax.Array, jax.Array]:
+    x_nD: jax.Array, head_Dv: jax.Array, targets_n: jax.Array, weights_n: jax.Array, mixture_n: Mixture | None,
+    request: tuple[int, float, int],
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     vocab_size, soft_cap, chunk = request
     nll_n = cross_entropy(x_nD[None], head_Dv, targets_n[None], vocab_size=vocab_size, soft_cap=soft_cap, chunk=chunk)[0]
+    nll_n = nll_n if mixture_n is None else mixture_n.nll(nll_n)
     return jnp.sum(nll_n * weights_n), nll_n
 
 
 def _summed_forward(
-    x_nD: jax.Array, head_Dv: jax.Array, targets_n: jax.Array, weights_n: jax.Array, request: tuple[int, float, int]
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    x_nD: jax.Array, head_Dv: jax.Array, targets_n: jax.Array, weights_n: jax.Array, mixture_n: Mixture | None,
+    request: tuple[int, float, int],
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, Mixture | None]]:  # fmt: skip
     vocab_size, soft_cap, chunk = request
     num_tokens = targets_n.shape[0]
-    # Added tokens have no weight.
-    padded = (jnp.pad(one, [(0, -num_tokens % chunk)] + [(0, 0)] * (one.ndim - 1)) for one in (x_nD, targets_n, weights_n))
-    pieces = tuple(one.reshape(-1, chunk, *one.shape[1:]) for one in padded)
 
-    def of_chunk(dhead_Dv: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        x_cD, targets_c, weights_c = piece
+    def in_chunks(one: jax.Array) -> jax.Array:
+        padded = jnp.pad(one, [(0, -num_tokens % chunk)] + [(0, 0)] * (one.ndim - 1))  # added tokens have no weight
+        return padded.reshape(-1, chunk, *one.shape[1:])
+
+    def of_chunk(dhead_Dv: jax.Array, piece: tuple[Any, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Mixture | None]]:
+        x_cD, targets_c, weights_c, mixture_c = piece
         logits_cv, columns = _logits(x_cD, head_Dv, soft_cap)
         nll_c, exponentials_cv, sums_c = _nll_of_logits(logits_cv, columns, targets_c, vocab_size)
+        dmixture_c = None
+        if mixture_c is not None:
+            # The logits answer for their share of the probability of the mixture, others for the rest.
+            own_c = mixture_c.log_kept - nll_c
+            nll_c = mixture_c.nll(nll_c)
+            share_c = jnp.exp(own_c + nll_c)
+            dmixture_c = Mixture(-weights_c * share_c, -weights_c * (1 - share_c))
+            weights_c *= share_c
         dlogits_cv = exponentials_cv * (weights_c / sums_c)[:, None] - jnp.where(columns == targets_c[:, None], weights_c[:, None], 0.0)
         dlogits_cv = (dlogits_cv * slope(logits_cv, soft_cap)).astype(x_cD.dtype)
         dx_cD = product_with_rows(dlogits_cv, head_Dv).astype(x_cD.dtype)
-        return dhead_Dv + product_over_rows(x_cD, dlogits_cv), (nll_c, dx_cD)
+        return dhead_Dv + product_over_rows(x_cD, dlogits_cv), (nll_c, dx_cD, dmixture_c)
 
-    dhead_Dv, (nll_kc, dx_kcD) = jax.lax.scan(of_chunk, jnp.zeros(head_Dv.shape, jnp.float32), pieces)
-    nll_n, dx_nD = nll_kc.reshape(-1)[:num_tokens], dx_kcD.reshape(-1, x_nD.shape[1])[:num_tokens]
-    return (jnp.sum(nll_n * weights_n), nll_n), (dx_nD, dhead_Dv.astype(head_Dv.dtype))
+    pieces = jax.tree.map(in_chunks, (x_nD, targets_n, weights_n, mixture_n))
+    dhead_Dv, each = jax.lax.scan(of_chunk, jnp.zeros(head_Dv.shape, jnp.float32), pieces)
+    nll_n, dx_nD, dmixture_n = jax.tree.map(lambda of_kc: of_kc.reshape(-1, *of_kc.shape[2:])[:num_tokens], each)
+    return (jnp.sum(nll_n * weights_n), nll_n), (dx_nD, dhead_Dv.astype(head_Dv.dtype), dmixture_n)
 
 
 def _summed_backward(
-    request: tuple[int, float, int], saved: tuple[jax.Array, jax.Array], grads: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, None, None]:
-    dx_nD, dhead_Dv = saved
+    request: tuple[int, float, int], saved: tuple[jax.Array, jax.Array, Mixture | None], grads: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, None, None, Mixture | None]:
+    dx_nD, dhead_Dv, dmixture_n = saved
     factor = collectives.total(grads[0], "vocab")  # each device that holds a part of the vocabulary contributes its share
-    return (factor * dx_nD).astype(dx_nD.dtype), (factor * dhead_Dv).astype(dhead_Dv.dtype), None, None
+    own = jax.tree.map(lambda of_n: grads[0] * of_n, dmixture_n)  # which all of them have whole
+    return (factor * dx_nD).astype(dx_nD.dtype), (factor * dhead_Dv).astype(dhead_Dv.dtype), None, None, own
 
 
 _summed_in_chunks.defvjp(_summed_forward, _summed_backward)

@@ -34,7 +34,8 @@ class Decoder:
         model = nnx.merge(self.graph, params)
         positions_1T = start + jnp.arange(tokens_1T.shape[1])[None]
         x_1TD, cache, _ = model.hidden(tokens_1T, positions_1T, None, cache)
-        logits_V = model.logits(jax.lax.dynamic_slice_in_dim(x_1TD, count - 1, 1, axis=1))[0, 0]
+        last_11D = jax.lax.dynamic_slice_in_dim(x_1TD, count - 1, 1, axis=1)
+        logits_V = model.logits(last_11D, cache.get("token"), (start + count - 1)[None, None])[0, 0]
         return sample(logits_V, jax.random.fold_in(key, start + count), *cut), cache
 
     def generate(

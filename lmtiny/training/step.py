@@ -58,10 +58,12 @@ def token_losses(
     x_BTD, _, losses = model.hidden(
         inputs_BT, rows.positions(inputs_BT, bos_id), rows.segments(inputs_BT, bos_id), None, dropout_key, ngrams_BTD
     )
+    x_BTD = collectives.gather(x_BTD, "sequence", 1)
     mask_BT = own_time(rows.target_mask(tokens, bos_id)).astype(jnp.float32)
     total, nll_BT = summed_cross_entropy(
-        collectives.gather(x_BTD, "sequence", 1), model.head_DV(), own_time(tokens[:, 1:]), mask_BT,
+        x_BTD, model.head_DV(), own_time(tokens[:, 1:]), mask_BT,
         vocab_size=config.tokenizer.vocab_size, soft_cap=config.model.logit_soft_cap, chunk=config.train.loss_chunk,
+        mixture=model.mixture(x_BTD, tokens, rows.segments(tokens, bos_id)),
     )  # fmt: skip
     return total, nll_BT, mask_BT, losses
 

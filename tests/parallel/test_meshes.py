@@ -144,13 +144,17 @@ def test_how_it_is_computed_changes_nothing(mesh, changes, tokens, one_device):
     assert_close(grads, one_device[1])
 
 
-LOOKED_UP = {"model.ngram_rows": 64, "model.longest_ngram": 3, "model.induction": 2, "model.induction_places": 2}
+LOOKED_UP = {
+    "model.ngram_rows": 64, "model.longest_ngram": 3, "model.induction": 2, "model.induction_places": 2, "model.copying": True,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def trained_tables():
-    """Tables as if they were trained: they start at zero."""
+    """Tables and gates as if they were trained: they start at zero."""
     params = jax.device_get(size.init_params(small_config(**LOOKED_UP)))
+    random = np.random.default_rng(1)
+    params["copying"] = {name: gate + random.normal(size=gate.shape).astype(np.float32) / 5 for name, gate in params["copying"].items()}
     for name in ("ngrams", "followers"):
         params[name]["table"] = np.random.default_rng(0).normal(size=params[name]["table"].shape).astype(np.float32) / 50
     return params
@@ -161,6 +165,7 @@ def trained_tables():
     [
         (CUBE, {}),
         ({"pipeline": 2, "context": 2, "tensor": 2}, {}),
+        ({"pipeline": 2, "tensor": 2, "data": 2}, {"train.loss_chunk": 5}),
         thoroughly({"pipeline": 4, "tensor": 2}, {"model.scan_layers": False}),
         thoroughly({"tensor": 8}, {"model.scan_layers": False}),
         thoroughly({"context": 4, "fsdp": 2}, {"model.remat": "block"}),
