@@ -4,7 +4,7 @@ BASE = "base"
 
 NONE = {  # of what configs/tiny.py has beyond GPT-2's recipe
     "model.activation": "gelu", "model.qk_norm": False, "model.zero_projections": False, "model.ngram_rows": 0, "model.induction": 0,
-    "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.b2": 0.95,
+    "model.copying": False, "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.b2": 0.95,
 }  # fmt: skip
 
 # One choice of configs/tiny.py after the other: which of them buy something in minutes of training?
@@ -16,7 +16,8 @@ RECIPE = {
     "projections not from zero": {"model.zero_projections": False},
     "no pairs of tokens": {"model.ngram_rows": 0},
     "pairs of tokens, 65,536 rows": {"model.ngram_rows": 65536},
-    "no followers": {"model.induction": 0},
+    "no copying": {"model.copying": False},
+    "no followers, no copying": {"model.induction": 0, "model.copying": False},
     "followers of 1 to 3 tokens": {"model.induction": 3},
     "followers of the last place alone": {"model.induction_places": 1},
     "pairs of tokens without a prior, twice the rate": {"optimizer.ngram_prior": 0.0, "optimizer.ngram_learning_rate": "x2"},
@@ -63,7 +64,8 @@ RECIPE = {
 # split in thirds as there), and what one would ask of the first.
 QUESTIONS_BASE = {
     "tokenizer.vocab_size": 6144, "model.num_layers": 4, "model.width": 128, "model.num_heads": 4, "model.context_length": 256,
-    "model.ngram_rows": 0, "model.induction": 0, "model.induction_places": 1, "train.batch_size": 8, "optimizer.b2": 0.95,
+    "model.ngram_rows": 0, "model.induction": 0, "model.induction_places": 1, "model.copying": False, "train.batch_size": 8,
+    "optimizer.b2": 0.95,
 }  # fmt: skip
 QUESTIONS = {
     BASE: {},

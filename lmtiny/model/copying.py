@@ -39,7 +39,8 @@ class Copying(nnx.Module):
         seen_BSC, kinds_BSC = seen(tokens, segments, self.num_contexts + 1)
         before_BTC, then_BTC, kinds_BTC = map(own_time, (seen_BSC[:, :-1, :-1], seen_BSC[:, 1:, 1:], kinds_BSC[:, :-1]))
         log_gates_BTG = self._log_gates(x_BTD, before_BTC, kinds_BTC)
-        share_BTC = then_BTC / jnp.maximum(before_BTC, 1)
+        # No more than all: two n-grams of one hash, of half a million tokens about 30 pairs a length, could make it two of one.
+        share_BTC = jnp.minimum(then_BTC / jnp.maximum(before_BTC, 1), 1.0)
         logs_BTC = jnp.where(then_BTC > 0, log_gates_BTG[..., 1:] + jnp.log(jnp.where(then_BTC > 0, share_BTC, 1.0)), NONE)
         return Mixture(log_gates_BTG[..., 0], jax.nn.logsumexp(logs_BTC, axis=-1))
 
