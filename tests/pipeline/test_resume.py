@@ -127,8 +127,8 @@ def test_a_resumed_run_may_validate_on_longer_rows(whole, runs):
     assert runs.losses("run") == whole[0].losses("whole"), "training's rows are the same ones"
     before, after = (validation_losses(folder) for folder in (whole[0].folder / "whole", runs.folder / "run"))
     assert before.keys() == after.keys() == {4, 8, 12}
-    # A token's own row comes before it: here as much as four of before.
-    assert before[8] == after[8] and 0 < abs(before[12] - after[12]) < 0.1
+    # Four times as much of its document comes before a token, and copying (model.copying) has that much more to find.
+    assert before[8] == after[8] and before[12] - 0.5 < after[12] < before[12]
 
 
 def validation_losses(folder):
