@@ -10,7 +10,7 @@ from flax import nnx
 
 from lmtiny import config as config_lib
 from lmtiny.errors import UserError
-from lmtiny.model import size
+from lmtiny.model import copying, size
 from lmtiny.model.copying import seen
 from lmtiny.parallel.vocab_cross_entropy import Mixture, cross_entropy, summed_cross_entropy
 from lmtiny.sampling.generate import Decoder
@@ -128,6 +128,20 @@ def test_gradients_made_in_the_forward_pass_are_those_of_the_whole(chunk):
 
     found, expected = (jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(x, head, kept, other) for loss in (ours, whole))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_two_that_have_one_hash_make_no_probability_above_one(monkeypatch):
+    """Here all pairs of tokens have the same: each has stood before more often than its own first token."""
+    params, (tokens, segments) = trained(small_config()), documents()
+    x_BTD = jax.random.normal(jax.random.key(1), (2, 24, 16))
+    nothing = np.zeros(tokens.shape, np.uint32)
+    monkeypatch.setattr(copying, "ngram_hashes", lambda tokens_BT, _, n: [nothing, tokens_BT.astype(jnp.uint32), nothing, nothing][:n])
+    module = nnx.merge(*nnx.split(copying.Copying(small_config().model)))
+    nnx.update(module, params["copying"])
+    found, _ = seen(jnp.array(tokens), jnp.array(segments), LENGTHS + 1)
+    assert (found[:, 1:, 2] > found[:, :-1, 1]).any()
+    made = module.of_targets(x_BTD, jnp.array(tokens), jnp.array(segments))
+    np.testing.assert_array_less(jnp.logaddexp(made.log_kept, made.log_other), 1e-6)
 
 
 def test_a_chat_repeats_what_was_said():
