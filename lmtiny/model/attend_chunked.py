@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lmtiny.model.attend_reference import causal_mask
+from lmtiny.parallel.apart import apart
 from lmtiny.parallel.matmul import product, product_over_rows, product_with_rows
 from lmtiny.parallel.soft_cap import slope, soft_capped
 
@@ -55,12 +56,21 @@ def attend_chunked(
     # Added keys come after all real queries, which therefore do not see them; added queries are cut off below.
     pad = functools.partial(padded, size=size * num_chunks)
     q_BTKGN = pad(q_BTHN).reshape(batch, -1, num_kv_heads, q_BTHN.shape[2] // num_kv_heads, head_dim)
-    q_ZGTN = q_BTKGN.transpose(0, 2, 3, 1, 4).reshape(batch * num_kv_heads, -1, size * num_chunks, head_dim)
-    k_ZTN, v_ZTN = (pad(one).swapaxes(1, 2).reshape(batch * num_kv_heads, -1, head_dim) for one in (k_BTKN, v_BTKN))
+    q_ZGTN = apart(_heads_before_time, q_BTKGN).reshape(batch * num_kv_heads, -1, size * num_chunks, head_dim)
+    k_ZTN, v_ZTN = (apart(_heads_before_time, pad(one)).reshape(batch * num_kv_heads, -1, head_dim) for one in (k_BTKN, v_BTKN))
     segments_BT = None if segments_BT is None else pad(segments_BT)
     out_ZGTN = _attend(q_ZGTN, k_ZTN, v_ZTN, segments_BT, Request(window, soft_cap, size))
     out_BHTN = out_ZGTN.reshape(batch, -1, *out_ZGTN.shape[2:])
-    return out_BHTN.swapaxes(1, 2)[:, :num_queries]
+    return apart(_time_before_heads, out_BHTN)[:, :num_queries]
+
+
+def _heads_before_time(x_BTHN: jax.Array) -> jax.Array:
+    """Returns [B, ..., T, N] of [B, T, ..., N]."""
+    return jnp.moveaxis(x_BTHN, 1, -2)
+
+
+def _time_before_heads(x_BHTN: jax.Array) -> jax.Array:
+    return x_BHTN.swapaxes(1, 2)
 
 
 def padded(x_BT: jax.Array, size: int) -> jax.Array:
@@ -92,7 +102,7 @@ def _attend_forward(
 
 def _attend_backward(request: Request, saved: Any, grad_ZGTN: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_ZGTN, k_ZTN, v_ZTN, segments_BT, out_ZGTN, log_sum_ZGT1 = saved
-    delta_ZGT1 = jnp.sum(grad_ZGTN.astype(jnp.float32) * out_ZGTN.astype(jnp.float32), axis=-1, keepdims=True)
+    delta_ZGT1 = row_sums(grad_ZGTN, out_ZGTN)
     # Summed over chunks in float32.
     dk_ZTN, dv_ZTN = jnp.zeros(k_ZTN.shape, jnp.float32), jnp.zeros(v_ZTN.shape, jnp.float32)
     dq_parts = []
@@ -229,6 +239,16 @@ def chunk_backward(
     dq_ZRN = product(dscores_ZRS, k_ZSN).astype(q_ZRN.dtype)
     dv_ZSN = product_over_rows(weights_ZRS.astype(v_ZSN.dtype), grad_ZRN)
     return dq_ZRN.reshape(queries[0].shape), product_over_rows(dscores_ZRS, q_ZRN), dv_ZSN
+
+
+def row_sums(grad_N: jax.Array, out_N: jax.Array) -> jax.Array:
+    """Returns the sum of gradient x output over the last axis, which stays, in float32."""
+    return jnp.sum(apart(_multiplied, grad_N, out_N), axis=-1).reshape(*out_N.shape[:-1], 1)
+
+
+def _multiplied(grad_N: jax.Array, out_N: jax.Array) -> jax.Array:
+    """Returns the products as rows [n, N]: XLA's library for CPUs takes ten times as long to multiply and add over more dimensions."""
+    return (grad_N.astype(jnp.float32) * out_N.astype(jnp.float32)).reshape(-1, out_N.shape[-1])
 
 
 def _rows(x_ZGCN: jax.Array) -> jax.Array:

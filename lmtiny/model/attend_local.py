@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmtiny.model.attend_chunked import Request, chunk_backward, chunk_forward, padded
+from lmtiny.model.attend_chunked import Request, chunk_backward, chunk_forward, padded, row_sums
 from lmtiny.model.attend_reference import causal_mask
 
 # A row's scores may exist at one time where a chunk reads this many keys at most.  In bfloat16 that takes 0.5 to 0.7 of the time of a
@@ -71,7 +71,7 @@ def _forward(
 
 def _backward(request: Request, saved: Any, grad_BTHN: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q_BTHN, k_BTKN, v_BTKN, segments_BT, out_BTHN, log_sum_ZGC1 = saved
-    delta_BTH1 = jnp.sum(grad_BTHN.astype(jnp.float32) * out_BTHN.astype(jnp.float32), axis=-1, keepdims=True)
+    delta_BTH1 = row_sums(grad_BTHN, out_BTHN)
     q_ZGCN, grad_ZGCN, delta_ZGC1 = (_queries(one, k_BTKN.shape[2], request) for one in (q_BTHN, grad_BTHN, delta_BTH1))
     mask_LCS = _mask(q_BTHN.shape[:2], segments_BT, request)
     queries = q_ZGCN, grad_ZGCN, log_sum_ZGC1, delta_ZGC1

@@ -24,7 +24,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lmtiny import config as config_lib
 from lmtiny.errors import UserError
-from lmtiny.model.layers import Dense, activated
+from lmtiny.model.activation import activated
+from lmtiny.model.layers import Dense
 from lmtiny.parallel.collectives import exchange, gather, gather_weight, part, parts, scatter_total, total
 
 Matmul = Callable[[jax.Array, jax.Array], jax.Array]

@@ -17,6 +17,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from lmtiny import config as config_lib
 from lmtiny.model import low_precision
+from lmtiny.model.activation import activated
 from lmtiny.parallel import collectives
 from lmtiny.parallel.matmul import matmul
 
@@ -146,12 +147,3 @@ class Mlp(nnx.Module):
         up_BTF, gate_BTF = self.up(x_BTD), self.gate(x_BTD) if self.gate is not None else None
         hidden_BTF = activated(self.activation, up_BTF, gate_BTF)
         return self.down(checkpoint_name(hidden_BTF, "mlp_hidden")), {}
-
-
-def activated(activation: str, up: jax.Array, gate: jax.Array | None) -> jax.Array:
-    """Returns the hidden values: activation(up), or activation(gate) * up for the gated kinds."""
-    if gate is not None:
-        return (jax.nn.silu if activation == "swiglu" else jax.nn.gelu)(gate) * up
-    if activation == "relu2":  # Primer, arXiv 2109.08668
-        return jnp.square(jax.nn.relu(up))
-    return {"gelu": jax.nn.gelu, "silu": jax.nn.silu}[activation](up)

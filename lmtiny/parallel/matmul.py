@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lmtiny.parallel import cpu_matmul, mesh
+from lmtiny.parallel.apart import apart
 
 ROWS_AT_ONCE = 16  # rows that `transposed` moves together; 2 to 32 measured the same
 
@@ -69,8 +70,12 @@ def product_over_rows(x_nI: jax.Array, y_nO: jax.Array) -> jax.Array:
 
 def transposed(x_nI: jax.Array) -> jax.Array:
     """Returns x^T; on a CPU as an array of its own, since XLA would fold it into a product, and run that in float32."""
-    rows, columns = x_nI.shape[-2:]
-    if mesh.platform() != "cpu" or rows % ROWS_AT_ONCE:
+    if mesh.platform() != "cpu" or x_nI.shape[-2] % ROWS_AT_ONCE:
         return x_nI.swapaxes(-1, -2)
+    return apart(_transposed_in_pieces, x_nI)
+
+
+def _transposed_in_pieces(x_nI: jax.Array) -> jax.Array:
+    rows, columns = x_nI.shape[-2:]
     pieces = x_nI.reshape(*x_nI.shape[:-2], -1, ROWS_AT_ONCE, columns)
     return jnp.moveaxis(pieces, -1, -3).reshape(*x_nI.shape[:-2], columns, rows)
