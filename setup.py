@@ -31,7 +31,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["lmtiny", "lmtiny.*"]),
-    package_data={"lmtiny.parallel": ["cpu_matmul.cc"]},
+    package_data={"lmtiny.parallel": ["cpu_matmul.cc", "product.h", "vectors.h"]},
     install_requires=[
         JAX,
         "flax>=0.12.8,<0.13",

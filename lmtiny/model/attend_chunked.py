@@ -236,7 +236,7 @@ def chunk_backward(
     scores_ZRS, by_product = _scores(q_ZRN, k_ZSN, soft_cap)
     weights_ZRS = _masked(jnp.exp(scores_ZRS - log_sum_ZR1), mask_BCS, 0.0)
     dscores_ZRS = (weights_ZRS * (product_with_rows(grad_ZRN, v_ZSN) - delta_ZR1) * by_product).astype(k_ZSN.dtype)
-    dq_ZRN = product(dscores_ZRS, k_ZSN).astype(q_ZRN.dtype)
+    dq_ZRN = product(dscores_ZRS, k_ZSN, q_ZRN.dtype)
     dv_ZSN = product_over_rows(weights_ZRS.astype(v_ZSN.dtype), grad_ZRN)
     return dq_ZRN.reshape(queries[0].shape), product_over_rows(dscores_ZRS, q_ZRN), dv_ZSN
 

@@ -1,7 +1,8 @@
-"""Float32 products on a CPU by Intel's MKL, for CPUs without bfloat16 of their own: `parallel.cpu_matmul = mkl`.
+"""Products on a CPU that are not XLA's (`parallel.cpu_matmul`): lmtiny's own, or float32 ones by Intel's MKL.
 
-XLA calls a few lines of C++ (cpu_matmul.cc), which call the library's sgemm on XLA's own threads.  They are compiled by
-this machine's C++ compiler when they are first used, and kept beside compiled programs (`mesh.cache_folder`).
+XLA calls cpu_matmul.cc, which shares a product out over XLA's own threads; each runs product.h, or the library's sgemm.  They
+are compiled by this machine's C++ compiler, for its processor, when they are first used, and kept beside compiled programs
+(`mesh.cache_folder`).
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+from typing import Any
 
 import jax
 import jax.ffi
@@ -25,12 +27,15 @@ from lmtiny.errors import UserError
 from lmtiny.parallel import mesh as mesh_lib
 
 SOURCE = pathlib.Path(__file__).with_suffix(".cc")
+_HEADERS = [SOURCE.with_name(name) for name in ("product.h", "vectors.h")]
 TARGET = "lmtiny_cpu_matmul"  # what XLA calls it
 _MKL_LP64, _MKL_SEQUENTIAL = 0, 1  # mkl_service.h: whole numbers of 32 bits; no threads of its own
 _COMPILERS = ("c++", "g++", "clang++")
+_NEEDED = {"float32": "AVX2", "bfloat16": "AVX512-BF16"}  # of an x86 processor, by what `own` multiplies
+_TYPES = {"mkl": ("float32",), "own": tuple(_NEEDED)}  # what they multiply
 
 _registered: list[ctypes.CDLL] = []  # what programs call, which must stay in memory
-_in_use = False
+_type = ""  # of the matrices that are multiplied here; "": none
 
 
 def use(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -39,48 +44,63 @@ def use(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     Off CPUs nothing changes, so that a config runs everywhere.
 
     Raises:
-      UserError: several devices, a model that does not compute in float32, or the library or a compiler is missing.
+      UserError: several devices, a model that computes in another type, or the processor, the library or a compiler lacks something.
     """
-    global _in_use
-    _in_use = False
-    if config.parallel.cpu_matmul == "xla" or mesh.devices.flat[0].platform != "cpu":
+    global _type
+    _type, name = "", config.parallel.cpu_matmul
+    if name == "xla" or mesh.devices.flat[0].platform != "cpu":
         return
     if mesh.size > 1:
-        raise UserError(f"parallel.cpu_matmul = mkl works on one device, and these are {mesh.size}; set parallel.cpu_matmul = xla")
-    if (dtype := config.model.compute_dtype) != "float32":
+        raise UserError(f"parallel.cpu_matmul = {name} works on one device, and these are {mesh.size}; set parallel.cpu_matmul = xla")
+    if (dtype := config.model.compute_dtype) not in _TYPES[name]:
         raise UserError(
-            f"parallel.cpu_matmul = mkl makes float32 products, and model.compute_dtype = {dtype} has none; set it to float32, or "
-            "parallel.cpu_matmul = xla"
+            f"parallel.cpu_matmul = {name} makes {_TYPES[name][0]} products, and model.compute_dtype = {dtype} has none; set it to "
+            f"{_TYPES[name][0]}, or parallel.cpu_matmul = xla"
         )
-    if not _registered:
-        register(mkl_sgemm())
-    _in_use = True
+    library = register(mkl_sgemm() if name == "mkl" else 0)
+    if name == "own" and not getattr(library, f"lmtiny_multiplies_{dtype}")():
+        raise UserError(
+            f"parallel.cpu_matmul = own needs an x86 processor with {_NEEDED[dtype]} for model.compute_dtype = {dtype}, and a C++ compiler "
+            "that knows it (g++ 10 does); set parallel.cpu_matmul = xla"
+        )
+    _type = dtype
 
 
 def takes(*operands: jax.Array) -> bool:
-    """Returns whether a product of these arrays is to be made here: both float32, and `use` asked for it."""
-    return _in_use and mesh_lib.platform() == "cpu" and all(operand.dtype == jnp.float32 for operand in operands)
+    """Returns whether a product of these arrays is to be made here: all are of the type that `use` asked for."""
+    return bool(_type) and mesh_lib.platform() == "cpu" and all(operand.dtype == _type for operand in operands)
 
 
-def matmul(a_NMK: jax.Array, b_NKO: jax.Array, a_transposed: bool = False, b_transposed: bool = False) -> jax.Array:
-    """Returns the products [N, M, O] of float32 matrices; a transposed operand is given as [N, K, M], or [N, O, K].
+def matmul(
+    a_NMK: jax.Array, b_NKO: jax.Array, a_transposed: bool = False, b_transposed: bool = False, dtype: Any = jnp.float32
+) -> jax.Array:
+    """Returns the products [N, M, O] of matrices of one type, summed in float32; a transposed operand is given as [N, K, M], or [N, O, K].
 
     N: any number of leading dimensions, the same in both.  Not differentiable: `lmtiny.parallel.matmul` has the gradients.
 
+    Args:
+      dtype: of the result: float32, or that of the matrices.
+
     Raises:
-      ValueError: shapes that do not go together.
+      ValueError: shapes that do not go together, or types that there is no product of.
     """
+    dtype = jnp.dtype(dtype)
+    if str(a_NMK.dtype) not in _NEEDED or b_NKO.dtype != a_NMK.dtype or dtype not in (jnp.float32, a_NMK.dtype):
+        raise ValueError(f"no product of {a_NMK.dtype} and {b_NKO.dtype} in {dtype}")
     rows, inner = a_NMK.shape[-2:][::-1] if a_transposed else a_NMK.shape[-2:]
     inner_of_b, columns = b_NKO.shape[-2:][::-1] if b_transposed else b_NKO.shape[-2:]
     if inner != inner_of_b or a_NMK.shape[:-2] != b_NKO.shape[:-2]:  # C++ would read past an end
         raise ValueError(f"no product of {a_NMK.shape} and {b_NKO.shape}, transposed: {a_transposed}, {b_transposed}")
-    result = jax.ShapeDtypeStruct((*a_NMK.shape[:-2], rows, columns), jnp.float32)
+    result = jax.ShapeDtypeStruct((*a_NMK.shape[:-2], rows, columns), dtype)
     call = jax.ffi.ffi_call(TARGET, result, vmap_method="broadcast_all")
     return call(a_NMK, b_NKO, a_transposed=a_transposed, b_transposed=b_transposed)
 
 
-def register(sgemm: int) -> None:
-    """Tells XLA of cpu_matmul.cc, compiled, with the address of a Fortran BLAS's sgemm that takes 32-bit whole numbers.
+def register(sgemm: int = 0) -> ctypes.CDLL:
+    """Tells XLA of cpu_matmul.cc, compiled, which is returned.
+
+    Args:
+      sgemm: for float32, the address of that of a Fortran BLAS which takes 32-bit whole numbers; 0: lmtiny's own product.
 
     Raises:
       UserError: no C++ compiler, it refused, or what it made cannot be loaded.
@@ -94,6 +114,7 @@ def register(sgemm: int) -> None:
     if not _registered:
         jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(library.LmtinyMatmul), platform="cpu")
         _registered.append(library)
+    return library
 
 
 def mkl_sgemm() -> int:
@@ -126,10 +147,10 @@ def compiled() -> pathlib.Path:
     Raises:
       UserError: no C++ compiler, it refused, or the folder cannot be written.
     """
-    command = [*_compiler(), "-O2", "-std=c++17", "-shared", "-fPIC", "-isystem", jax.ffi.include_dir()]
+    command = [*_compiler(), "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-isystem", jax.ffi.include_dir()]
     # jaxlib's version, since the way XLA calls it is that of the header; the machine, since several may share a home.
-    facts = [importlib.metadata.version("jaxlib"), platform.machine(), *platform.libc_ver()]
-    key = "\0".join([SOURCE.read_text(encoding="utf-8"), *facts, *command])
+    facts = [importlib.metadata.version("jaxlib"), platform.machine(), _features(), *platform.libc_ver()]
+    key = "\0".join([*(path.read_text(encoding="utf-8") for path in (SOURCE, *_HEADERS)), *facts, *command])
     library = mesh_lib.cache_folder() / f"cpu_matmul-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if library.exists():
         return library
@@ -140,6 +161,15 @@ def compiled() -> pathlib.Path:
     except OSError as error:
         raise UserError(f"{library}: cannot be written: {error.strerror}; set XDG_CACHE_HOME, or parallel.cpu_matmul = xla") from None
     return library
+
+
+def _features() -> str:
+    """Returns what the processor can, as Linux names it, since -march=native compiles for that; "" elsewhere."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("flags")), "")
 
 
 def _compile(command: list[str]) -> None:
@@ -156,5 +186,5 @@ def _compiler() -> list[str]:
     found = next(filter(None, map(shutil.which, named[:1] or _COMPILERS)), None)
     if found is None:
         looked = f"CXX names {named[0]}, which is not there" if named else f"none of {', '.join(_COMPILERS)} is there"
-        raise UserError(f"parallel.cpu_matmul = mkl needs a C++ compiler: {looked}; install g++, or set parallel.cpu_matmul = xla")
+        raise UserError(f"parallel.cpu_matmul needs a C++ compiler: {looked}; install g++, or set parallel.cpu_matmul = xla")
     return [found, *named[1:]]

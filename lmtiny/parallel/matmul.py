@@ -2,11 +2,12 @@
 
 TPU and GPU sum bfloat16 products in float32 by themselves.  XLA on a CPU runs them at full speed only where the result is
 asked for in float32 and the summed dimension lies innermost in the left operand; all else it converts to float32 first, at
-half the speed.  Float32 products on a CPU may be another library's (`lmtiny.parallel.cpu_matmul`).
+half the speed.  Products on a CPU may be made elsewhere (`lmtiny.parallel.cpu_matmul`), as fast whatever is transposed.
 
 n tokens, I inputs, O outputs; leading dimensions number matrices.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -22,43 +23,43 @@ def matmul(x_nI: jax.Array, w_IO: jax.Array, dtype: Any = None) -> jax.Array:
     """Returns x W, [n, O], summed in float32, in `dtype` (default: that of x)."""
     dtype = jnp.dtype(dtype or x_nI.dtype)
     if cpu_matmul.takes(x_nI, w_IO) or (x_nI.dtype == jnp.bfloat16 and mesh.platform() == "cpu"):
-        return _wide_matmul(x_nI, w_IO).astype(dtype)
+        return _wide_matmul(x_nI, w_IO, dtype)
     return jnp.matmul(x_nI, w_IO, preferred_element_type=dtype)
 
 
-@jax.custom_vjp
-def _wide_matmul(x_nI: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """Returns x W in float32; its gradient is rounded to the type of x before it is multiplied."""
-    return product(x_nI, w_IO)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _wide_matmul(x_nI: jax.Array, w_IO: jax.Array, dtype: Any) -> jax.Array:
+    """Returns x W; its gradient is rounded to the type of x before it is multiplied."""
+    return product(x_nI, w_IO, dtype)
 
 
-def _forward(x_nI: jax.Array, w_IO: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(x_nI, w_IO), (x_nI, w_IO)
+def _forward(x_nI: jax.Array, w_IO: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(x_nI, w_IO, dtype), (x_nI, w_IO)
 
 
-def _backward(saved: tuple[jax.Array, jax.Array], grad_nO: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(dtype: Any, saved: tuple[jax.Array, jax.Array], grad_nO: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_nI, w_IO = saved
     grad_nO = grad_nO.astype(x_nI.dtype)
-    return product_with_rows(grad_nO, w_IO).astype(x_nI.dtype), product_over_rows(x_nI, grad_nO).astype(w_IO.dtype)
+    return product_with_rows(grad_nO, w_IO, x_nI.dtype), product_over_rows(x_nI, grad_nO).astype(w_IO.dtype)
 
 
 _wide_matmul.defvjp(_forward, _backward)
 
 
-def product(x_nI: jax.Array, w_IO: jax.Array) -> jax.Array:
-    """Returns x W in float32."""
+def product(x_nI: jax.Array, w_IO: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Returns x W in `dtype`, summed in float32."""
     if cpu_matmul.takes(x_nI, w_IO):
-        return cpu_matmul.matmul(x_nI, w_IO)
-    return jnp.matmul(x_nI, w_IO, preferred_element_type=jnp.float32)
+        return cpu_matmul.matmul(x_nI, w_IO, dtype=dtype)
+    return jnp.matmul(x_nI, w_IO, preferred_element_type=jnp.float32).astype(dtype)
 
 
-def product_with_rows(x_nI: jax.Array, w_OI: jax.Array) -> jax.Array:
-    """Returns x W^T in float32: each row of x times each row of W."""
+def product_with_rows(x_nI: jax.Array, w_OI: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+    """Returns x W^T in `dtype`, summed in float32: each row of x times each row of W."""
     if cpu_matmul.takes(x_nI, w_OI):
-        return cpu_matmul.matmul(x_nI, w_OI, b_transposed=True)
+        return cpu_matmul.matmul(x_nI, w_OI, b_transposed=True, dtype=dtype)
     numbers, last = tuple(range(x_nI.ndim - 2)), x_nI.ndim - 1
     axes = ((last,), (last,)), (numbers, numbers)
-    return jax.lax.dot_general(x_nI, w_OI, axes, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(x_nI, w_OI, axes, preferred_element_type=jnp.float32).astype(dtype)
 
 
 def product_over_rows(x_nI: jax.Array, y_nO: jax.Array) -> jax.Array:

@@ -114,7 +114,7 @@ def _summed_forward(
             weights_c *= share_c
         dlogits_cv = exponentials_cv * (weights_c / sums_c)[:, None] - jnp.where(columns == targets_c[:, None], weights_c[:, None], 0.0)
         dlogits_cv = (dlogits_cv * slope(logits_cv, soft_cap)).astype(x_cD.dtype)
-        dx_cD = product_with_rows(dlogits_cv, head_Dv).astype(x_cD.dtype)
+        dx_cD = product_with_rows(dlogits_cv, head_Dv, x_cD.dtype)
         return dhead_Dv + product_over_rows(x_cD, dlogits_cv), (nll_c, dx_cD, dmixture_c)
 
     pieces = jax.tree.map(in_chunks, (x_nD, targets_n, weights_n, mixture_n))

@@ -1,12 +1,14 @@
-"""Products by a BLAS behind XLA's custom call: those of numpy, in a model's gradients too; and what is told where a part is missing.
+"""Products behind XLA's custom call: those of numpy, in a model's gradients too; and what is told where a part is missing.
 
-scipy's BLAS stands in for MKL, which few machines have: both are called by the same C++.
+scipy's BLAS stands in for MKL, which few machines have: both are called by the same C++.  lmtiny's own run in every type that the processor
+has vectors for.
 """
 
 import ctypes
 import importlib.metadata
 import itertools
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +33,30 @@ def scipys_sgemm():
     return pointer(capsule, name(capsule))
 
 
+def registered(sgemm=0):
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler on the PATH: none of c++, g++, clang++")
+    return cpu_matmul.register(sgemm)
+
+
 @pytest.fixture
 def in_use(monkeypatch):
     """All float32 products by scipy's BLAS, on XLA's threads."""
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        pytest.skip("no C++ compiler on the PATH: none of c++, g++, clang++")
-    cpu_matmul.register(scipys_sgemm())
-    monkeypatch.setattr(cpu_matmul, "_in_use", True)
+    registered(scipys_sgemm())
+    monkeypatch.setattr(cpu_matmul, "_type", "float32")
     jax.clear_caches()  # of what was traced without it
     yield
+    jax.clear_caches()
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def own(request, monkeypatch):
+    """All products of this type by lmtiny's C++."""
+    if not getattr(registered(), f"lmtiny_multiplies_{request.param}")():
+        pytest.skip(f"no vectors of {request.param} in this processor, or the C++ compiler knows none")
+    monkeypatch.setattr(cpu_matmul, "_type", request.param)
+    jax.clear_caches()
+    yield request.param
     jax.clear_caches()
 
 
@@ -61,6 +78,33 @@ def test_products_are_numpys(in_use, shape, a_transposed, b_transposed):
     np.testing.assert_array_equal(y, np.float32(a) @ np.float32(b))
 
 
+@pytest.mark.parametrize(("a_transposed", "b_transposed"), [(False, False), (False, True), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1), (37, 8, 65), (400, 70, 130), (3, 5, 7, 9), (2, 3, 100, 33, 200), (9, 64, 16, 64), (14, 5001, 49), (1100, 31, 31),
+     (26, 3, 7000), (4, 0, 3), (0, 4, 3)],
+)  # fmt: skip
+def test_own_products_are_numpys(own, shape, a_transposed, b_transposed):
+    """Tiles, pieces, blocks of columns and parts of sums that are not whole ones; sums of an odd number of terms."""
+    *leading, rows, inner, columns = shape
+    a, b = whole_numbers(0, *leading, rows, inner), whole_numbers(1, *leading, inner, columns)
+    given = [(x.swapaxes(-1, -2) if swapped else x).astype(own) for x, swapped in ((a, a_transposed), (b, b_transposed))]
+    for dtype in {own, "float32"}:
+        y = jax.jit(lambda a, b, dtype=dtype: cpu_matmul.matmul(a, b, a_transposed, b_transposed, dtype))(*given)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, jnp.asarray(np.float32(a) @ np.float32(b)).astype(dtype))
+
+
+def test_own_products_of_what_is_not_finite(own):
+    """A row with an infinity or with no number has such in the result, and the rows beside it have not."""
+    x = jnp.ones((40, 10), own).at[3, 4].set(jnp.inf).at[20, 1].set(jnp.nan)
+    for dtype in {own, "float32"}:
+        y = jax.jit(lambda x, dtype=dtype: product(x, jnp.ones((10, 50), own), dtype))(x)
+        expected = jnp.full((40, 50), 10, dtype).at[3].set(jnp.inf).at[20].set(jnp.nan)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(np.float32(y), np.float32(expected))
+
+
 def test_products_under_vmap(in_use):
     a, b = whole_numbers(0, 3, 20, 8), whole_numbers(1, 8, 6)
     np.testing.assert_array_equal(jax.jit(jax.vmap(cpu_matmul.matmul, in_axes=(0, None)))(a, b), np.float32(a) @ np.float32(b))
@@ -76,7 +120,16 @@ def test_many_products_at_once_come_to_an_end(in_use):
 
 
 def test_a_model_has_the_gradients_that_xlas_products_give(in_use, monkeypatch):
+    _compare_with_xla(monkeypatch, "float32", rtol=2e-4, atol=1e-6)
+
+
+def test_a_model_has_the_gradients_that_xlas_products_give_by_own(own, monkeypatch):
+    _compare_with_xla(monkeypatch, own, **({"rtol": 2e-4, "atol": 1e-6} if own == "float32" else {"rtol": 0.05, "atol": 1e-3}))
+
+
+def _compare_with_xla(monkeypatch, dtype, **tolerance):
     config = config_lib.defaults()
+    config.model.compute_dtype = dtype
     config.tokenizer.vocab_size = 300
     config.model.update(
         {"num_layers": 2, "width": 24, "num_heads": 2, "context_length": 32, "zero_projections": False, "window": 8, "window_pattern": "SL"}
@@ -88,15 +141,15 @@ def test_a_model_has_the_gradients_that_xlas_products_give(in_use, monkeypatch):
         run = jax.jit(make_gradients(config, 299)).lower(params, tokens, jax.random.key(0), jnp.float32(1))
         return run.compile()(params, tokens, jax.random.key(0), jnp.float32(1)), run.as_text()
 
-    by_blas, program = gradients()
+    elsewhere, program = gradients()
     assert "lmtiny_cpu_matmul" in program
     assert "dot_general" not in program
-    monkeypatch.setattr(cpu_matmul, "_in_use", False)
+    monkeypatch.setattr(cpu_matmul, "_type", "")
     jax.clear_caches()
     by_xla, program = gradients()
     assert "lmtiny_cpu_matmul" not in program
     assert "dot_general" in program
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-6), by_blas, by_xla)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), elsewhere, by_xla)
 
 
 def test_other_types_and_other_backends_keep_xlas_products(in_use, monkeypatch):
@@ -113,6 +166,9 @@ def test_shapes_that_do_not_go_together_are_refused():
     for a, b, swapped in (((3, 4), (5, 6), (False, False)), ((4, 3), (4, 3), (True, True)), ((1, 3, 4), (2, 4, 5), (False, False))):
         with pytest.raises(ValueError, match="no product of"):
             cpu_matmul.matmul(jnp.zeros(a), jnp.zeros(b), *swapped)
+    for a, b, result in (("float32", "bfloat16", "float32"), ("float16", "float16", "float32"), ("float32", "float32", "bfloat16")):
+        with pytest.raises(ValueError, match="no product of float"):
+            cpu_matmul.matmul(jnp.zeros((2, 2), a), jnp.zeros((2, 2), b), dtype=jnp.dtype(result))
 
 
 def test_remat_of_dots_keeps_these_products_too(in_use):
@@ -137,27 +193,39 @@ def config_of(name):
 
 
 def test_one_device_alone(monkeypatch):
-    monkeypatch.setattr(cpu_matmul, "_in_use", False)
+    monkeypatch.setattr(cpu_matmul, "_type", "")
     eight = mesh.make_mesh(config_of("mkl"))
     with pytest.raises(UserError, match=r"parallel\.cpu_matmul = mkl works on one device, and these are 8; set parallel\.cpu_matmul = xla"):
         cpu_matmul.use(config_of("mkl"), eight)
     cpu_matmul.use(config_of("xla"), eight)
-    assert not cpu_matmul._in_use
+    assert not cpu_matmul._type
 
 
 def test_a_model_in_bfloat16_has_no_such_products(monkeypatch):
-    monkeypatch.setattr(cpu_matmul, "_in_use", True)
+    monkeypatch.setattr(cpu_matmul, "_type", "float32")
     config = config_of("mkl")
     config.model.compute_dtype = "bfloat16"
     with pytest.raises(UserError, match=r"makes float32 products, and model\.compute_dtype = bfloat16 has none; set it to float32, or"):
         cpu_matmul.use(config, mesh.make_mesh(config, jax.devices()[:1]))
-    assert not cpu_matmul._in_use
+    assert not cpu_matmul._type
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_processor_or_a_compiler_without_vectors(monkeypatch, dtype):
+    config = config_of("own")
+    config.model.compute_dtype = dtype
+    library = types.SimpleNamespace(**{f"lmtiny_multiplies_{t}": lambda t=t: t != dtype for t in ("float32", "bfloat16")})
+    monkeypatch.setattr(cpu_matmul, "register", lambda sgemm: library)
+    needed = {"float32": "AVX2", "bfloat16": "AVX512-BF16"}[dtype]
+    with pytest.raises(UserError, match=rf"own needs an x86 processor with {needed} for model\.compute_dtype = {dtype}, and a C\+\+ comp"):
+        cpu_matmul.use(config, mesh.make_mesh(config, jax.devices()[:1]))
+    assert not cpu_matmul._type
 
 
 @pytest.fixture
 def nothing_registered(monkeypatch):
     monkeypatch.setattr(cpu_matmul, "_registered", [])
-    monkeypatch.setattr(cpu_matmul, "_in_use", False)
+    monkeypatch.setattr(cpu_matmul, "_type", "")
 
 
 def test_without_mkl(nothing_registered, monkeypatch):
@@ -167,7 +235,7 @@ def test_without_mkl(nothing_registered, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "files", missing)
     with pytest.raises(UserError, match=r"needs Intel's MKL: pip install 'lmtiny\[mkl\]' \(Linux on x86\), or set it to xla"):
         cpu_matmul.use(config_of("mkl"), mesh.make_mesh(config_of("mkl"), jax.devices()[:1]))
-    assert not cpu_matmul._in_use
+    assert not cpu_matmul._type
 
 
 def test_without_a_compiler(nothing_registered, monkeypatch, tmp_path):
