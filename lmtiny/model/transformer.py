@@ -24,7 +24,7 @@ from lmtiny.model.layers import Mlp, Norm, dropout, rope_angles
 from lmtiny.model.rematerialisation import rematerialised
 from lmtiny.model.tables import Head, Ngrams, Table
 from lmtiny.parallel import collectives
-from lmtiny.parallel.matmul import matmul, transposed
+from lmtiny.parallel.matmul import Matrix, Transposed, matmul
 from lmtiny.parallel.pipeline import run_stages
 from lmtiny.parallel.soft_cap import soft_capped
 from lmtiny.parallel.vocab_cross_entropy import Mixture
@@ -177,10 +177,10 @@ class Transformer(nnx.Module):
             cache, losses = jax.tree.map(lambda *parts: jnp.stack(parts), *results)
         return x_BTD, (cache, jax.tree.map(jnp.sum, losses))
 
-    def head_DV(self) -> jax.Array:
+    def head_DV(self) -> Matrix:
         """Returns the matrix from the residual stream to the (padded) vocabulary that is here, in the compute type."""
         dtype = self.config["compute_dtype"]
-        return transposed(self.embedding.rows(dtype)) if self.head is None else self.head.columns(dtype)
+        return Transposed(self.embedding.rows(dtype)) if self.head is None else self.head.columns(dtype)
 
     def mixture(self, x_BTD: jax.Array, tokens: jax.Array, segments: jax.Array) -> Mixture | None:
         """Returns what model.copying makes of the targets' probabilities, as `Copying.of_targets`; None without it."""

@@ -66,7 +66,7 @@ def use(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     _type = dtype
 
 
-def takes(*operands: jax.Array) -> bool:
+def takes(*operands: Any) -> bool:
     """Returns whether a product of these arrays is to be made here: all are of the type that `use` asked for."""
     return bool(_type) and mesh_lib.platform() == "cpu" and all(operand.dtype == _type for operand in operands)
 

@@ -8,7 +8,7 @@ n tokens, I inputs, O outputs; leading dimensions number matrices.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,42 +19,73 @@ from lmtiny.parallel.apart import apart
 ROWS_AT_ONCE = 16  # rows that `transposed` moves together; 2 to 32 measured the same
 
 
-def matmul(x_nI: jax.Array, w_IO: jax.Array, dtype: Any = None) -> jax.Array:
+class Transposed(NamedTuple):
+    """A matrix W [I, O] that lies in memory as its transpose: products and gradients of it are made without another copy."""
+
+    w_OI: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.w_OI.shape[::-1]
+
+    @property
+    def dtype(self) -> Any:
+        return self.w_OI.dtype
+
+    def astype(self, dtype: Any) -> "Transposed":
+        return Transposed(self.w_OI.astype(dtype))
+
+
+Matrix = jax.Array | Transposed
+
+
+def matmul(x_nI: jax.Array, w_IO: Matrix, dtype: Any = None) -> jax.Array:
     """Returns x W, [n, O], summed in float32, in `dtype` (default: that of x)."""
     dtype = jnp.dtype(dtype or x_nI.dtype)
     if cpu_matmul.takes(x_nI, w_IO) or (x_nI.dtype == jnp.bfloat16 and mesh.platform() == "cpu"):
         return _wide_matmul(x_nI, w_IO, dtype)
-    return jnp.matmul(x_nI, w_IO, preferred_element_type=dtype)
+    return jnp.matmul(x_nI, w_IO.w_OI.T if isinstance(w_IO, Transposed) else w_IO, preferred_element_type=dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _wide_matmul(x_nI: jax.Array, w_IO: jax.Array, dtype: Any) -> jax.Array:
+def _wide_matmul(x_nI: jax.Array, w_IO: Matrix, dtype: Any) -> jax.Array:
     """Returns x W; its gradient is rounded to the type of x before it is multiplied."""
     return product(x_nI, w_IO, dtype)
 
 
-def _forward(x_nI: jax.Array, w_IO: jax.Array, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(x_nI: jax.Array, w_IO: Matrix, dtype: Any) -> tuple[jax.Array, tuple[jax.Array, Matrix]]:
     return product(x_nI, w_IO, dtype), (x_nI, w_IO)
 
 
-def _backward(dtype: Any, saved: tuple[jax.Array, jax.Array], grad_nO: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(dtype: Any, saved: tuple[jax.Array, Matrix], grad_nO: jax.Array) -> tuple[jax.Array, Matrix]:
     x_nI, w_IO = saved
     grad_nO = grad_nO.astype(x_nI.dtype)
-    return product_with_rows(grad_nO, w_IO, x_nI.dtype), product_over_rows(x_nI, grad_nO).astype(w_IO.dtype)
+    return product_with_rows(grad_nO, w_IO, x_nI.dtype), gradient_of(w_IO, x_nI, grad_nO).astype(w_IO.dtype)
 
 
 _wide_matmul.defvjp(_forward, _backward)
 
 
-def product(x_nI: jax.Array, w_IO: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+def gradient_of(w_IO: Matrix, x_nI: jax.Array, grad_nO: jax.Array) -> Matrix:
+    """Returns the gradient in float32 of W, lying as W does, by that of x W."""
+    if isinstance(w_IO, Transposed):
+        return Transposed(product_over_rows(grad_nO, x_nI))
+    return product_over_rows(x_nI, grad_nO)
+
+
+def product(x_nI: jax.Array, w_IO: Matrix, dtype: Any = jnp.float32) -> jax.Array:
     """Returns x W in `dtype`, summed in float32."""
+    if isinstance(w_IO, Transposed):
+        return product_with_rows(x_nI, w_IO.w_OI, dtype)
     if cpu_matmul.takes(x_nI, w_IO):
         return cpu_matmul.matmul(x_nI, w_IO, dtype=dtype)
     return jnp.matmul(x_nI, w_IO, preferred_element_type=jnp.float32).astype(dtype)
 
 
-def product_with_rows(x_nI: jax.Array, w_OI: jax.Array, dtype: Any = jnp.float32) -> jax.Array:
+def product_with_rows(x_nI: jax.Array, w_OI: Matrix, dtype: Any = jnp.float32) -> jax.Array:
     """Returns x W^T in `dtype`, summed in float32: each row of x times each row of W."""
+    if isinstance(w_OI, Transposed):
+        return product(x_nI, w_OI.w_OI, dtype)
     if cpu_matmul.takes(x_nI, w_OI):
         return cpu_matmul.matmul(x_nI, w_OI, b_transposed=True, dtype=dtype)
     numbers, last = tuple(range(x_nI.ndim - 2)), x_nI.ndim - 1

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lmtiny.parallel import collectives, mesh
-from lmtiny.parallel.matmul import matmul, product_over_rows, product_with_rows
+from lmtiny.parallel.matmul import Matrix, gradient_of, matmul, product_with_rows
 from lmtiny.parallel.soft_cap import slope, soft_capped
 
 
@@ -33,7 +33,7 @@ class Mixture(NamedTuple):
 
 
 def cross_entropy(
-    x_BTD: jax.Array, head_Dv: jax.Array, targets_BT: jax.Array, *, vocab_size: int, soft_cap: float = 0.0, chunk: int = 0
+    x_BTD: jax.Array, head_Dv: Matrix, targets_BT: jax.Array, *, vocab_size: int, soft_cap: float = 0.0, chunk: int = 0
 ) -> jax.Array:
     """Returns -log p(target) in nats, float32 [B, T], the same on all devices that hold the vocabulary.
 
@@ -60,7 +60,7 @@ def cross_entropy(
 
 
 def summed_cross_entropy(
-    x_BTD: jax.Array, head_Dv: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
+    x_BTD: jax.Array, head_Dv: Matrix, targets_BT: jax.Array, weights_BT: jax.Array,
     *, vocab_size: int, soft_cap: float, chunk: int, mixture: Mixture | None = None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Returns (sum of weights x nll, the nll of `cross_entropy`, which has no gradient here); of the mixture, where there is one.
@@ -80,7 +80,7 @@ def summed_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _summed_in_chunks(
-    x_nD: jax.Array, head_Dv: jax.Array, targets_n: jax.Array, weights_n: jax.Array, mixture_n: Mixture | None,
+    x_nD: jax.Array, head_Dv: Matrix, targets_n: jax.Array, weights_n: jax.Array, mixture_n: Mixture | None,
     request: tuple[int, float, int],
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     vocab_size, soft_cap, chunk = request
@@ -90,7 +90,7 @@ def _summed_in_chunks(
 
 
 def _summed_forward(
-    x_nD: jax.Array, head_Dv: jax.Array, targets_n: jax.Array, weights_n: jax.Array, mixture_n: Mixture | None,
+    x_nD: jax.Array, head_Dv: Matrix, targets_n: jax.Array, weights_n: jax.Array, mixture_n: Mixture | None,
     request: tuple[int, float, int],
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, Mixture | None]]:  # fmt: skip
     vocab_size, soft_cap, chunk = request
@@ -100,7 +100,7 @@ def _summed_forward(
         padded = jnp.pad(one, [(0, -num_tokens % chunk)] + [(0, 0)] * (one.ndim - 1))  # added tokens have no weight
         return padded.reshape(-1, chunk, *one.shape[1:])
 
-    def of_chunk(dhead_Dv: jax.Array, piece: tuple[Any, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Mixture | None]]:
+    def of_chunk(dhead_Dv: Matrix, piece: tuple[Any, ...]) -> tuple[Matrix, tuple[jax.Array, jax.Array, Mixture | None]]:
         x_cD, targets_c, weights_c, mixture_c = piece
         logits_cv, columns = _logits(x_cD, head_Dv, soft_cap)
         nll_c, exponentials_cv, sums_c = _nll_of_logits(logits_cv, columns, targets_c, vocab_size)
@@ -115,10 +115,10 @@ def _summed_forward(
         dlogits_cv = exponentials_cv * (weights_c / sums_c)[:, None] - jnp.where(columns == targets_c[:, None], weights_c[:, None], 0.0)
         dlogits_cv = (dlogits_cv * slope(logits_cv, soft_cap)).astype(x_cD.dtype)
         dx_cD = product_with_rows(dlogits_cv, head_Dv, x_cD.dtype)
-        return dhead_Dv + product_over_rows(x_cD, dlogits_cv), (nll_c, dx_cD, dmixture_c)
+        return jax.tree.map(jnp.add, dhead_Dv, gradient_of(head_Dv, x_cD, dlogits_cv)), (nll_c, dx_cD, dmixture_c)
 
     pieces = jax.tree.map(in_chunks, (x_nD, targets_n, weights_n, mixture_n))
-    dhead_Dv, each = jax.lax.scan(of_chunk, jnp.zeros(head_Dv.shape, jnp.float32), pieces)
+    dhead_Dv, each = jax.lax.scan(of_chunk, jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), head_Dv), pieces)
     nll_n, dx_nD, dmixture_n = jax.tree.map(lambda of_kc: of_kc.reshape(-1, *of_kc.shape[2:])[:num_tokens], each)
     return (jnp.sum(nll_n * weights_n), nll_n), (dx_nD, dhead_Dv.astype(head_Dv.dtype), dmixture_n)
 
@@ -129,17 +129,17 @@ def _summed_backward(
     dx_nD, dhead_Dv, dmixture_n = saved
     factor = collectives.total(grads[0], "vocab")  # each device that holds a part of the vocabulary contributes its share
     own = jax.tree.map(lambda of_n: grads[0] * of_n, dmixture_n)  # which all of them have whole
-    return (factor * dx_nD).astype(dx_nD.dtype), (factor * dhead_Dv).astype(dhead_Dv.dtype), None, None, own
+    return (factor * dx_nD).astype(dx_nD.dtype), jax.tree.map(lambda dw: (factor * dw).astype(dw.dtype), dhead_Dv), None, None, own
 
 
 _summed_in_chunks.defvjp(_summed_forward, _summed_backward)
 
 
-def _nll(x_nD: jax.Array, targets_n: jax.Array, *, head_Dv: jax.Array, vocab_size: int, soft_cap: float) -> jax.Array:
+def _nll(x_nD: jax.Array, targets_n: jax.Array, *, head_Dv: Matrix, vocab_size: int, soft_cap: float) -> jax.Array:
     return _nll_of_logits(*_logits(x_nD, head_Dv, soft_cap), targets_n, vocab_size)[0]
 
 
-def _logits(x_nD: jax.Array, head_Dv: jax.Array, soft_cap: float) -> tuple[jax.Array, jax.Array]:
+def _logits(x_nD: jax.Array, head_Dv: Matrix, soft_cap: float) -> tuple[jax.Array, jax.Array]:
     """Returns (logits of the columns that are here, float32, the numbers of these columns), both [n, v]."""
     logits_nv = soft_capped(matmul(x_nD, head_Dv, jnp.float32), soft_cap)
     return logits_nv, jax.lax.broadcasted_iota(jnp.int32, logits_nv.shape, 1) + collectives.part("vocab") * head_Dv.shape[1]

@@ -120,16 +120,17 @@ def test_many_products_at_once_come_to_an_end(in_use):
 
 
 def test_a_model_has_the_gradients_that_xlas_products_give(in_use, monkeypatch):
-    _compare_with_xla(monkeypatch, "float32", rtol=2e-4, atol=1e-6)
+    _compare_with_xla(monkeypatch, "float32", False, rtol=2e-4, atol=1e-6)
 
 
-def test_a_model_has_the_gradients_that_xlas_products_give_by_own(own, monkeypatch):
-    _compare_with_xla(monkeypatch, own, **({"rtol": 2e-4, "atol": 1e-6} if own == "float32" else {"rtol": 0.05, "atol": 1e-3}))
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_has_the_gradients_that_xlas_products_give_by_own(own, monkeypatch, tied):
+    _compare_with_xla(monkeypatch, own, tied, **({"rtol": 2e-4, "atol": 1e-6} if own == "float32" else {"rtol": 0.05, "atol": 1e-3}))
 
 
-def _compare_with_xla(monkeypatch, dtype, **tolerance):
+def _compare_with_xla(monkeypatch, dtype, tied, **tolerance):
     config = config_lib.defaults()
-    config.model.compute_dtype = dtype
+    config.model.update({"compute_dtype": dtype, "tied_embeddings": tied})
     config.tokenizer.vocab_size = 300
     config.model.update(
         {"num_layers": 2, "width": 24, "num_heads": 2, "context_length": 32, "zero_projections": False, "window": 8, "window_pattern": "SL"}

@@ -10,6 +10,7 @@ from flax import nnx
 from lmtiny import config as config_lib
 from lmtiny.model import size
 from lmtiny.parallel import mesh as mesh_lib
+from lmtiny.parallel.matmul import Transposed
 from lmtiny.parallel.vocab_cross_entropy import cross_entropy, summed_cross_entropy
 from lmtiny.training.evaluation import score
 from lmtiny.training.optimizer import make_optimizer
@@ -41,9 +42,10 @@ TOKENS = np.array(
 )
 
 
+@pytest.mark.parametrize("lies_transposed", [False, True])
 @pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize(("soft_cap", "padding", "chunk"), [(0.0, 0, 0), (3.0, 20, 0), (0.0, 20, 5), (3.0, 20, 5), (3.0, 0, 14)])
-def test_cross_entropy_is_optax_on_the_same_logits(soft_cap, padding, chunk, summed):
+def test_cross_entropy_is_optax_on_the_same_logits(soft_cap, padding, chunk, summed, lies_transposed):
     keys = jax.random.split(jax.random.key(0), 3)
     x, head = jax.random.normal(keys[0], (2, 7, 16)), jax.random.normal(keys[1], (16, 40 + padding))
     targets = jax.random.randint(keys[2], (2, 7), 0, 40)
@@ -51,6 +53,7 @@ def test_cross_entropy_is_optax_on_the_same_logits(soft_cap, padding, chunk, sum
     weights, request = jnp.arange(14.0).reshape(2, 7), {"vocab_size": 40, "soft_cap": soft_cap, "chunk": chunk}
 
     def ours(x, head):
+        head = Transposed(head.T) if lies_transposed else head
         if summed:
             return 3.0 * summed_cross_entropy(x, head, targets, weights / 3, **request)[0]
         return jnp.sum(cross_entropy(x, head, targets, **request) * weights)
