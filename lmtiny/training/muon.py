@@ -17,6 +17,7 @@ import optax
 
 from lmtiny.parallel import axes as axes_lib
 from lmtiny.parallel.matmul import product, product_with_rows
+from lmtiny.training.adam import chosen
 
 # The quintic's coefficients and number of iterations of the original: singular values end within about 0.7 and 1.2.
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
@@ -33,8 +34,10 @@ class MuonState(NamedTuple):
 
 def scale_by_muon(
     axes_by_path: dict[tuple[str, ...], tuple[str, ...]], decay: float, dtype: Any = jnp.float32
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Returns the transformation from gradients to orthogonalised Nesterov momentum of the size of AdamW's updates.
+
+    Its update is told `take`: if not, its state stays as it was (`scale_by_adam` says why here).
 
     That size is 0.2 sqrt(longer side) times an orthogonal matrix, so that rates carry over (arXiv 2502.16982, eq. 4).
 
@@ -47,10 +50,10 @@ def scale_by_muon(
     def init(params: Any) -> MuonState:
         return MuonState(jnp.int32(0), jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+    def update(grads: Any, state: MuonState, params: Any = None, *, take: Any = True, **_: Any) -> tuple[Any, MuonState]:
         del params
-        step = state.step + 1
-        momentum = optax.tree.update_moment(grads, state.momentum, decay, 1)
+        step = jnp.where(take, state.step + 1, state.step)
+        momentum = chosen(take, optax.tree.update_moment(grads, state.momentum, decay, 1), state.momentum)
         ahead = jax.tree.map(
             lambda mean, grad: decay * mean + (1 - decay) * grad,
             optax.tree.bias_correction(momentum, decay, step + 1),
@@ -59,7 +62,7 @@ def scale_by_muon(
         directions = jax.tree_util.tree_map_with_path(lambda path, x: _direction(x, *_named(path, axes_by_path), dtype), ahead)
         return directions, MuonState(step, momentum)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _named(path: Any, axes_by_path: dict[tuple[str, ...], tuple[str, ...]]) -> tuple[tuple[str, ...], tuple[str, ...]]:

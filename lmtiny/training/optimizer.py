@@ -11,6 +11,7 @@ import jax
 import ml_collections
 import optax
 
+from lmtiny.training.adam import chosen, scale_by_adam
 from lmtiny.training.muon import scale_by_muon
 from lmtiny.training.row_adagrad import scale_by_row_adagrad
 
@@ -55,7 +56,9 @@ def peak_rates(config: ml_collections.ConfigDict) -> dict[str, float]:
 def make_optimizer(
     config: ml_collections.ConfigDict, axes: Any, rate_schedule: optax.Schedule | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optax optimizer of the config; its update is told `rows` of the gradients of the table of n-grams.
+    """Returns the optax optimizer of the config.
+
+    Its update is told `rows`, of the gradients of the table of n-grams, and `take`: if not, its state stays as it was.
 
     Args:
       axes: tree of logical axes of the parameters (`model.size.abstract`).
@@ -74,17 +77,28 @@ def make_optimizer(
         elif c.name == "muon" and name == "matrix":
             direction = scale_by_muon(by_path, c.momentum, "bfloat16" if config.model.compute_dtype == "bfloat16" else "float32")
         else:
-            direction = optax.scale_by_adam(c.b1, c.b2, c.epsilon)
+            direction = scale_by_adam(c.b1, c.b2, c.epsilon)
         decay = optax.add_decayed_weights(c.weight_decay) if c.weight_decay and name in decayed else optax.identity()
         peak = peak_rates(config)[name]
         own_share = optax.constant_schedule(1.0) if name == "ngrams" and not rate_schedule else share
-        return optax.chain(direction, decay, optax.scale_by_learning_rate(lambda step: peak * own_share(step)))
+        return optax.chain(direction, decay, _scale_by_rate(lambda step: peak * own_share(step)))
 
     labels = jax.tree_util.tree_map_with_path(lambda path, _: group(_keys(path)), axes, is_leaf=_is_axes)
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     # Where there are no n-grams, the state has no place for them: checkpoints from before there were any can be read.
     groups = [name for name in GROUPS if name != "ngrams" or "ngrams" in axes]
     return optax.chain(clip, optax.partition({name: optimizer(name) for name in groups}, labels))
+
+
+def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Returns optax.scale_by_learning_rate, which counts the steps that are taken."""
+    scale = optax.scale_by_learning_rate(rate)
+
+    def update(updates: Any, state: Any, params: Any = None, *, take: Any = True, **_: Any) -> tuple[Any, Any]:
+        updates, new = scale.update(updates, state, params)
+        return updates, chosen(take, new, state)
+
+    return optax.GradientTransformationExtraArgs(scale.init, update)
 
 
 def _keys(path: Any) -> tuple[str, ...]:

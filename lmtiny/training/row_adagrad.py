@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lmtiny.parallel import collectives
+from lmtiny.training.adam import chosen
 
 
 class RowAdagradState(NamedTuple):
@@ -59,7 +60,8 @@ def summed_by_row(rows_M: jax.Array, grads_MD: jax.Array, num_rows: int) -> tupl
 def scale_by_row_adagrad(prior: float = 0.0) -> optax.GradientTransformationExtraArgs:
     """Returns Adagrad (Duchi et al. 2011, JMLR 12) with one number for each row of a table, as FBGEMM's row-wise Adagrad.
 
-    Its update takes gradients [M, D] of the rows given as `rows` [M], each of them once, and returns directions of these.  A row's
+    Its update takes gradients [M, D] of the rows given as `rows` [M], each of them once, and returns directions of these; unless
+    `take`, the state stays as it was.  A row's
     first direction has a mean square of 1 where its gradient is as large as others of the step; later ones are smaller, by the root
     of the sum over all its gradients so far.
 
@@ -71,21 +73,22 @@ def scale_by_row_adagrad(prior: float = 0.0) -> optax.GradientTransformationExtr
     def init(params: Any) -> RowAdagradState:
         return RowAdagradState(jax.tree.map(lambda table: jnp.zeros(table.shape[0]), params))
 
-    def update(grads: Any, state: RowAdagradState, params: Any = None, *, rows: Any = None, **_: Any) -> tuple[Any, RowAdagradState]:
+    def update(
+        grads: Any, state: RowAdagradState, params: Any = None, *, rows: Any = None, take: Any = True, **_: Any
+    ) -> tuple[Any, RowAdagradState]:
         del params
-
-        def new_squares(grad_MD: jax.Array, squares_R: jax.Array) -> jax.Array:
-            return jnp.take(squares_R, rows, mode="fill", fill_value=0.0) + jnp.mean(jnp.square(grad_MD), axis=1)
+        old = jax.tree.map(lambda squares_R: jnp.take(squares_R, rows, mode="fill", fill_value=0.0), state.squares)
+        new = jax.tree.map(lambda old_M, grad_MD: old_M + jnp.mean(jnp.square(grad_MD), axis=1), old, grads)
 
         def direction(grad_MD: jax.Array, squares_M: jax.Array) -> jax.Array:
             own_M = jnp.mean(jnp.square(grad_MD), axis=1)
             usual = jnp.sum(own_M) / jnp.maximum(jnp.sum(own_M > 0), 1)
             return grad_MD * (math.sqrt(1 + prior) * jax.lax.rsqrt(jnp.maximum(squares_M + prior * usual, 1e-37)))[:, None]
 
-        squares = jax.tree.map(new_squares, grads, state.squares)
-        directions = jax.tree.map(direction, grads, squares)
-        kept = jax.tree.map(lambda old_R, of_M: old_R.at[rows].set(of_M, mode="drop", unique_indices=True), state.squares, squares)
-        return directions, RowAdagradState(kept)
+        def kept(squares_R: jax.Array, of_M: jax.Array) -> jax.Array:
+            return squares_R.at[rows].set(of_M, mode="drop", unique_indices=True)
+
+        return jax.tree.map(direction, grads, new), RowAdagradState(jax.tree.map(kept, state.squares, chosen(take, new, old)))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

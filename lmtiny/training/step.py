@@ -22,6 +22,7 @@ from lmtiny.parallel.mesh import batch_sharding
 from lmtiny.parallel.vocab_cross_entropy import summed_cross_entropy
 from lmtiny.parallel.zigzag import own_time
 from lmtiny.training import row_adagrad
+from lmtiny.training.adam import chosen
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import TrainState, abstract_state, state_shardings, weight_shardings, weight_specs
 
@@ -158,11 +159,13 @@ def make_train_step(
     Metrics are scalars on the device: "loss" (nats), "grad_norm", "tokens" (targets), "bad_step", "bad_row", "loss_scale".
     """
     gradients = make_gradients(config, bos_id)
-    half = config.model.compute_dtype == "float16"
+    half, alone = config.model.compute_dtype == "float16", mesh.size == 1
 
     def step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        loss, grads, num_tokens, bad_row, table_rows = gradients(state.params, tokens, key, state.loss_scale)
+        # Elsewhere the scale is 1, which the compiler had best know: it would keep the gradients twice, as they are and divided by it.
+        loss_scale = jnp.float32(1) if alone and not half else state.loss_scale
+        loss, grads, num_tokens, bad_row, table_rows = gradients(state.params, tokens, key, loss_scale)
         grad_norm = optax.tree.norm(grads)
         loss_ok, grads_ok = jnp.isfinite(loss), jnp.isfinite(grad_norm)
         # Under float16 an overflowing gradient is expected now and then: that step is left out and the scale halved,
@@ -170,12 +173,15 @@ def make_train_step(
         bad = ~loss_ok | (~grads_ok & (state.loss_scale < 1.0 if half else True))
         bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
         take = loss_ok & grads_ok & (bad_step < 0)
-        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params, rows=table_rows)
+        # The optimizer chooses its moments itself where it is alone.  Over several emulated devices, without the copies that choosing
+        # afterwards makes, XLA's CPU backend was seen to write over arrays that are still read (docs/log.md).
+        chooses = {"take": take} if alone else {}
+        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params, rows=table_rows, **chooses)
         scale, since = _next_scale(state, grads_ok) if half else (state.loss_scale, state.steps_since_scaled)
         new_state = TrainState(
             step=state.step + (bad_step < 0),
             params=_updated(take, state.params, updates, table_rows),
-            optimizer=_chosen(take, new_optimizer, state.optimizer),
+            optimizer=new_optimizer if alone else chosen(take, new_optimizer, state.optimizer),
             loss_scale=scale,
             steps_since_scaled=since,
             bad_step=bad_step,
@@ -206,14 +212,10 @@ def traced_train_step(config: ml_collections.ConfigDict, mesh: Mesh, bos_id: int
 def _updated(take: jax.Array, params: Any, updates: Any, table_rows: jax.Array | None) -> Any:
     """Returns the parameters with the updates, or as they are where not `take`; of the table of n-grams only the rows are touched."""
     (dense, table), (of_dense, of_rows) = map(row_adagrad.without_ngrams, (params, updates))
-    new = _chosen(take, optax.apply_updates(dense, of_dense), dense)
+    new = chosen(take, optax.apply_updates(dense, of_dense), dense)
     if table is None or table_rows is None:
         return new
     return row_adagrad.with_ngrams(new, row_adagrad.added_to_rows(table, table_rows, jnp.where(take, of_rows, 0)))
-
-
-def _chosen(take: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda n, o: jnp.where(take, n, o), new, old)
 
 
 def _next_scale(state: TrainState, grads_ok: jax.Array) -> tuple[jax.Array, jax.Array]:

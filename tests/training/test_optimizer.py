@@ -8,6 +8,7 @@ import pytest
 
 from lmtiny import config as config_lib
 from lmtiny.model import size
+from lmtiny.training.adam import scale_by_adam
 from lmtiny.training.muon import orthogonalized
 from lmtiny.training.optimizer import group, make_optimizer, peak_rates, schedule
 
@@ -123,6 +124,32 @@ def test_muon_goes_the_way_of_optax_over_several_steps():
             expected, reference_state[layer] = reference.update(grad, reference_state[layer])
             found = updates["blocks"]["mlp"]["up"]["kernel"][layer]
             np.testing.assert_allclose(found, -0.1 * 0.2 * 8 * expected, rtol=1e-3, atol=1e-5)
+
+
+def test_adam_is_optaxs_and_steps_that_are_not_taken_leave_it_as_it_was():
+    params = tree_of(config_with(), 0)
+    ours, theirs = scale_by_adam(0.9, 0.99, 1e-8), optax.scale_by_adam(0.9, 0.99, 1e-8)
+    update, state, reference_state = jax.jit(ours.update), ours.init(params), theirs.init(params)
+    for step in range(1, 6):
+        grads = tree_of(config_with(), step)
+        if step in (1, 4):
+            _, after = update(grads, state, params, take=jnp.array(False))
+            jax.tree.map(np.testing.assert_array_equal, after, state)
+            continue
+        found, state = update(grads, state, params, take=jnp.array(True))
+        expected, reference_state = jax.jit(theirs.update)(grads, reference_state)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), (found, state), (expected, reference_state))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_that_is_not_taken_leaves_the_whole_state_as_it_was(name):
+    config = config_with(optimizer__name=name)
+    optimizer = make_optimizer(config, size.abstract(config)[2])
+    params = tree_of(config, 0)
+    _, state = optimizer.update(tree_of(config, 1), optimizer.init(params), params)
+    _, after = jax.jit(optimizer.update)(tree_of(config, 2), state, params, take=jnp.array(False))
+    assert len(jax.tree.leaves(after)) > 10
+    jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
 def test_muon_in_bfloat16_reaches_what_it_is_to_reach():
