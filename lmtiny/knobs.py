@@ -228,7 +228,7 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
         Knob("expert", int, 1, "devices", "devices that share the batch and the experts", at_least(1)),
         Knob("pipeline_microbatches", int, 0, "microbatches", "a stage works on one while the next stage has the one before; more waste less time; 0: twice the stages", at_least(0)),
         Knob("zero", int, 3, "", "split over fsdp: 3: weights, gradients and optimizer state; 1: gradients and optimizer state", of(1, 3)),
-        Knob("cpu_matmul", str, "xla", "", "who multiplies matrices on a CPU, one device: xla; own: lmtiny's C++, faster on x86 (float32 by AVX2 or AVX-512, bfloat16 by AVX512-BF16); mkl: Intel's float32 (pip install 'lmtiny[mkl]'); the last two need a C++ compiler", one_of("xla", "own", "mkl")),
+        Knob("cpu_matmul", str, "xla", "", "who multiplies matrices on a CPU, one device: xla; own: lmtiny's C++, faster, for x86 alone (float32 needs AVX2, bfloat16 AVX512-BF16); mkl: Intel's float32 (pip install 'lmtiny[mkl]'); the last two need a C++ compiler", one_of("xla", "own", "mkl")),
     ),
     "evaluation": (
         Knob("every", int, 200, "steps", "validation loss; 0: only at the end", at_least(0)),

@@ -103,7 +103,8 @@ static ffi::Error Matmul(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer 
   const size_t rank = c_shape.size();
   auto work = std::make_shared<Work>();  // a thread that comes late still reads it
   work->in_bfloat16 = a.element_type() == ffi::BF16, work->c_in_float32 = c->element_type() == ffi::F32;
-  if (a.element_type() != b.element_type() || rank < 2 || a_shape.size() != rank || !(work->in_bfloat16 || work->c_in_float32))
+  if ((a.element_type() != ffi::F32 && !work->in_bfloat16) || b.element_type() != a.element_type() || rank < 2 || a_shape.size() != rank ||
+      (!work->c_in_float32 && c->element_type() != a.element_type()))
     return ffi::Error::Internal("cpu_matmul: operands of different types or rank");
   work->by_sgemm = !work->in_bfloat16 && sgemm != nullptr;
   if (!work->by_sgemm && !(work->in_bfloat16 ? kHasBfloat16 : kHasFloat32))
@@ -117,7 +118,7 @@ static ffi::Error Matmul(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer 
   if (work->k == 0) std::memset(work->c, 0, c->size_bytes());
   if (work->k == 0 || c->element_count() == 0) return ffi::Error::Success();
   if (std::max({work->m, work->n, work->k}) > std::numeric_limits<int>::max())
-    return ffi::Error::InvalidArgument("cpu_matmul: a BLAS counts rows and columns up to 2^31");
+    return ffi::Error::InvalidArgument("cpu_matmul: rows and columns are counted up to 2^31");
 
   const double flops = 2.0 * work->count * work->m * work->n * work->k;
   const int64_t threads = flops < kWorthTwoThreads ? 1 : std::max<int64_t>(1, pool.num_threads());

@@ -54,8 +54,8 @@ def use(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         raise UserError(f"parallel.cpu_matmul = {name} works on one device, and these are {mesh.size}; set parallel.cpu_matmul = xla")
     if (dtype := config.model.compute_dtype) not in _TYPES[name]:
         raise UserError(
-            f"parallel.cpu_matmul = {name} makes {_TYPES[name][0]} products, and model.compute_dtype = {dtype} has none; set it to "
-            f"{_TYPES[name][0]}, or parallel.cpu_matmul = xla"
+            f"parallel.cpu_matmul = {name} makes {' and '.join(_TYPES[name])} products, and model.compute_dtype = {dtype} has none; set it "
+            f"to {' or '.join(_TYPES[name])}, or parallel.cpu_matmul = xla"
         )
     library = register(mkl_sgemm() if name == "mkl" else 0)
     if name == "own" and not getattr(library, f"lmtiny_multiplies_{dtype}")():
@@ -148,8 +148,9 @@ def compiled() -> pathlib.Path:
       UserError: no C++ compiler, it refused, or the folder cannot be written.
     """
     command = [*_compiler(), "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-isystem", jax.ffi.include_dir()]
-    # jaxlib's version, since the way XLA calls it is that of the header; the machine, since several may share a home.
-    facts = [importlib.metadata.version("jaxlib"), platform.machine(), _features(), *platform.libc_ver()]
+    # jaxlib's version, since the way XLA calls it is that of the header; the machine, since several may share a home; the compiler that
+    # c++ stands for today, since a newer one may know more of the processor.
+    facts = [os.path.realpath(command[0]), importlib.metadata.version("jaxlib"), platform.machine(), _features(), *platform.libc_ver()]
     key = "\0".join([*(path.read_text(encoding="utf-8") for path in (SOURCE, *_HEADERS)), *facts, *command])
     library = mesh_lib.cache_folder() / f"cpu_matmul-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if library.exists():

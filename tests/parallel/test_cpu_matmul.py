@@ -211,6 +211,14 @@ def test_a_model_in_bfloat16_has_no_such_products(monkeypatch):
     assert not cpu_matmul._type
 
 
+def test_own_products_are_in_use_when_asked_for(own, monkeypatch):
+    monkeypatch.setattr(cpu_matmul, "_type", "")
+    config = config_of("own")
+    config.model.compute_dtype = own
+    cpu_matmul.use(config, mesh.make_mesh(config, jax.devices()[:1]))
+    assert cpu_matmul.takes(jnp.ones(3, own), jnp.ones(3, own)) and not cpu_matmul.takes(jnp.ones(3, own), jnp.ones(3, "float16"))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_processor_or_a_compiler_without_vectors(monkeypatch, dtype):
     config = config_of("own")
