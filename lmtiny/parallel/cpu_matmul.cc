@@ -84,6 +84,7 @@ struct Work {
     }
 #ifdef LMTINY_VECTORS
     const product::Product piece = {a_row, b_here, c_row, rows, n, k, a_step, b_step, n, a_transposed, b_transposed, c_in_float32};
+    // Without vectors of bfloat16 there is none to compile, and Matmul has refused such operands.
     in_bfloat16 ? product::multiply<kHasBfloat16>(piece) : product::multiply<false>(piece);
 #endif
   }

@@ -197,9 +197,9 @@ void multiply_some(const Product& product, int64_t first, int64_t inner, float* 
 template <bool kPairs>
 void multiply(const Product& product) {
   const int64_t parts = divided_up(product.inner, kTerms), each = divided_up(divided_up(product.inner, parts), 2) * 2;
-  thread_local std::vector<uint32_t> own;
+  thread_local std::vector<uint32_t> wide;
   float* sums = reinterpret_cast<float*>(product.c);  // those in float32 stand in C meanwhile, where C is in float32
-  if (parts > 1 && !product.c_in_float32) sums = reinterpret_cast<float*>(room(own, product.rows * product.columns));
+  if (parts > 1 && !product.c_in_float32) sums = reinterpret_cast<float*>(room(wide, product.rows * product.columns));
   const int64_t step = product.c_in_float32 ? product.c_step : product.columns;
   for (int64_t first = 0; first < product.inner; first += each)
     multiply_some<kPairs>(product, first, std::min(each, product.inner - first), sums, step, first > 0, first + each >= product.inner);

@@ -39,23 +39,16 @@ LMTINY_INLINE Floats multiply_add(Floats sum, Words x, Words y) {
   return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(y), sum);
 }
 
-// Transposes 16 x 16 words: by 32, by 64, then by 128 bits twice.
-LMTINY_INLINE void transpose(Words (&x)[16]) {
+LMTINY_INLINE Words low32(Words x, Words y) { return _mm512_unpacklo_epi32(x, y); }
+LMTINY_INLINE Words high32(Words x, Words y) { return _mm512_unpackhi_epi32(x, y); }
+LMTINY_INLINE Words low64(Words x, Words y) { return _mm512_unpacklo_epi64(x, y); }
+LMTINY_INLINE Words high64(Words x, Words y) { return _mm512_unpackhi_epi64(x, y); }
+
+// Of 16 lines of four blocks of 128 bits: x[4 j + i] has lines 4 j .. 4 j + 3 of words i, i + 4, i + 8, i + 12.
+LMTINY_INLINE void transpose_blocks(Words (&x)[16]) {
   Words y[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-  }
 #pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {  // x[4 j + i] has lines 4 j .. 4 j + 3 of words i, i + 4, i + 8, i + 12
+  for (int i = 0; i < 4; i++) {
     const Words low = _mm512_shuffle_i32x4(x[i], x[4 + i], 0x88), high = _mm512_shuffle_i32x4(x[i], x[4 + i], 0xdd);
     const Words low2 = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0x88), high2 = _mm512_shuffle_i32x4(x[8 + i], x[12 + i], 0xdd);
     y[i] = _mm512_shuffle_i32x4(low, low2, 0x88);
@@ -133,28 +126,45 @@ LMTINY_INLINE Floats multiply_add(Floats sum, Words x, Words y) {
   return _mm256_fmadd_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y), sum);
 }
 
-// Transposes 8 x 8 words: by 32, by 64, then by 128 bits.
-LMTINY_INLINE void transpose(Words (&x)[8]) {
-  Words y[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    y[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    x[i] = _mm256_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm256_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm256_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm256_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
+LMTINY_INLINE Words low32(Words x, Words y) { return _mm256_unpacklo_epi32(x, y); }
+LMTINY_INLINE Words high32(Words x, Words y) { return _mm256_unpackhi_epi32(x, y); }
+LMTINY_INLINE Words low64(Words x, Words y) { return _mm256_unpacklo_epi64(x, y); }
+LMTINY_INLINE Words high64(Words x, Words y) { return _mm256_unpackhi_epi64(x, y); }
+
+// Of 8 lines of two blocks of 128 bits: x[4 j + i] has lines 4 j .. 4 j + 3 of words i, i + 4.
+LMTINY_INLINE void transpose_blocks(Words (&x)[8]) {
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++) {
-    y[i] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x20);
-    y[i + 4] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x31);
+    const Words low = _mm256_permute2x128_si256(x[i], x[i + 4], 0x20);
+    x[i + 4] = _mm256_permute2x128_si256(x[i], x[i + 4], 0x31);
+    x[i] = low;
   }
+}
+
+}  // namespace vectors
+
+#endif
+
+#ifdef LMTINY_VECTORS
+
+namespace vectors {
+
+// Transposes as many lines as a line has words: by 32 and by 64 bits inside of blocks of 128, then the blocks.
+LMTINY_INLINE void transpose(Words (&x)[kLanes]) {
+  Words y[kLanes];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) x[i] = y[i];
+  for (int i = 0; i < kLanes; i += 2) {
+    y[i] = low32(x[i], x[i + 1]);
+    y[i + 1] = high32(x[i], x[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes; i += 4) {
+    x[i] = low64(y[i], y[i + 2]);
+    x[i + 1] = high64(y[i], y[i + 2]);
+    x[i + 2] = low64(y[i + 1], y[i + 3]);
+    x[i + 3] = high64(y[i + 1], y[i + 3]);
+  }
+  transpose_blocks(x);
 }
 
 }  // namespace vectors

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lmtiny.training.state import chosen
+
 
 def scale_by_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformationExtraArgs:
     """Returns optax.scale_by_adam (Adam, arXiv 1412.6980), whose update is told `take`: if not, its state stays as it was.
 
     The directions are of the moments after that choice.  Where a choice is made of old and new moments afterwards, XLA computes the
     new parameters from the old moments and the gradients once more, and copies the old moments first, as the new ones take their
-    place: on a CPU twice the time.
+    place: on a CPU 1.5 times as long.
     """
 
     def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None, *, take: Any = True, **_: Any) -> tuple[Any, Any]:
@@ -25,8 +27,3 @@ def scale_by_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransfo
         return directions, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, epsilon).init, update)
-
-
-def chosen(take: Any, new: Any, old: Any) -> Any:
-    """Returns the tree `new` where `take`, else `old`."""
-    return jax.tree.map(lambda n, o: jnp.where(take, n, o), new, old)

@@ -17,7 +17,7 @@ import optax
 
 from lmtiny.parallel import axes as axes_lib
 from lmtiny.parallel.matmul import product, product_with_rows
-from lmtiny.training.adam import chosen
+from lmtiny.training.state import chosen
 
 # The quintic's coefficients and number of iterations of the original: singular values end within about 0.7 and 1.2.
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5

@@ -11,9 +11,10 @@ import jax
 import ml_collections
 import optax
 
-from lmtiny.training.adam import chosen, scale_by_adam
+from lmtiny.training.adam import scale_by_adam
 from lmtiny.training.muon import scale_by_muon
 from lmtiny.training.row_adagrad import scale_by_row_adagrad
+from lmtiny.training.state import chosen
 
 GROUPS = ("matrix", "embedding", "ngrams", "head", "scalar")
 

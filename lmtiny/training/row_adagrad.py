@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lmtiny.parallel import collectives
-from lmtiny.training.adam import chosen
+from lmtiny.training.state import chosen
 
 
 class RowAdagradState(NamedTuple):

@@ -100,3 +100,8 @@ def _with_optimizer(config: ml_collections.ConfigDict, optimizer: optax.Gradient
         bad_step=jnp.int32(-1),
         bad_row=jnp.int32(-1),
     )
+
+
+def chosen(take: Any, new: Any, old: Any) -> Any:
+    """Returns the tree `new` where `take`, else `old`."""
+    return jax.tree.map(lambda n, o: jnp.where(take, n, o), new, old)

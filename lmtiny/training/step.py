@@ -22,9 +22,8 @@ from lmtiny.parallel.mesh import batch_sharding
 from lmtiny.parallel.vocab_cross_entropy import summed_cross_entropy
 from lmtiny.parallel.zigzag import own_time
 from lmtiny.training import row_adagrad
-from lmtiny.training.adam import chosen
 from lmtiny.training.optimizer import make_optimizer
-from lmtiny.training.state import TrainState, abstract_state, state_shardings, weight_shardings, weight_specs
+from lmtiny.training.state import TrainState, abstract_state, chosen, state_shardings, weight_shardings, weight_specs
 
 Metrics = dict[str, jax.Array]
 
@@ -163,7 +162,7 @@ def make_train_step(
 
     def step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        # Elsewhere the scale is 1, which the compiler had best know: it would keep the gradients twice, as they are and divided by it.
+        # Without float16 the scale is 1.  A compiler that does not know it keeps the gradients twice, as they are and divided by it.
         loss_scale = jnp.float32(1) if alone and not half else state.loss_scale
         loss, grads, num_tokens, bad_row, table_rows = gradients(state.params, tokens, key, loss_scale)
         grad_norm = optax.tree.norm(grads)
@@ -173,15 +172,16 @@ def make_train_step(
         bad = ~loss_ok | (~grads_ok & (state.loss_scale < 1.0 if half else True))
         bad_step = jnp.where((state.bad_step < 0) & bad, state.step, state.bad_step)
         take = loss_ok & grads_ok & (bad_step < 0)
-        # The optimizer chooses its moments itself where it is alone.  Over several emulated devices, without the copies that choosing
-        # afterwards makes, XLA's CPU backend was seen to write over arrays that are still read (docs/log.md).
-        chooses = {"take": take} if alone else {}
-        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params, rows=table_rows, **chooses)
+        # On one device the optimizer itself leaves its state alone, which saves copies.  Over several emulated ones, without these
+        # copies, XLA's CPU backend was seen to write over arrays that are still read (docs/log.md).
+        updates, new_optimizer = optimizer.update(grads, state.optimizer, state.params, rows=table_rows, take=take if alone else True)
+        if not alone:
+            new_optimizer = chosen(take, new_optimizer, state.optimizer)
         scale, since = _next_scale(state, grads_ok) if half else (state.loss_scale, state.steps_since_scaled)
         new_state = TrainState(
             step=state.step + (bad_step < 0),
             params=_updated(take, state.params, updates, table_rows),
-            optimizer=new_optimizer if alone else chosen(take, new_optimizer, state.optimizer),
+            optimizer=new_optimizer,
             loss_scale=scale,
             steps_since_scaled=since,
             bad_step=bad_step,
