@@ -65,34 +65,42 @@ def whole_numbers(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).integers(-8, 9, shape), jnp.float32)
 
 
-@pytest.mark.parametrize(("a_transposed", "b_transposed"), [(False, False), (False, True), (True, False), (True, True)])
+def products_by_all_transposes(a, b, dtype=jnp.float32):
+    """a @ b four times over, with neither, either and both of the operands lying transposed, in one program."""
+    at, bt = a.swapaxes(-1, -2), b.swapaxes(-1, -2)
+    run = jax.jit(
+        lambda a, b, at, bt: [
+            cpu_matmul.matmul(at if swap_a else a, bt if swap_b else b, swap_a, swap_b, dtype)
+            for swap_a, swap_b in itertools.product((False, True), repeat=2)
+        ]
+    )
+    return run(a, b, at, bt)
+
+
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (37, 8, 65), (400, 70, 130), (3, 5, 7, 9), (2, 3, 100, 33, 200), (9, 64, 16, 64), (4, 0, 3), (0, 4, 3)]
 )
-def test_products_are_numpys(in_use, shape, a_transposed, b_transposed):
+def test_products_are_numpys(in_use, shape):
     """Of one matrix and many, in one piece and cut among threads, by rows that 16 does not divide; of nothing at all."""
     *leading, rows, inner, columns = shape
     a, b = whole_numbers(0, *leading, rows, inner), whole_numbers(1, *leading, inner, columns)
-    given = [x.swapaxes(-1, -2) if swapped else x for x, swapped in ((a, a_transposed), (b, b_transposed))]
-    y = jax.jit(lambda a, b: cpu_matmul.matmul(a, b, a_transposed, b_transposed))(*given)
-    np.testing.assert_array_equal(y, np.float32(a) @ np.float32(b))
+    for y in products_by_all_transposes(a, b):
+        np.testing.assert_array_equal(y, np.float32(a) @ np.float32(b))
 
 
-@pytest.mark.parametrize(("a_transposed", "b_transposed"), [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize(
     "shape",
     [(1, 1, 1), (37, 8, 65), (400, 70, 130), (3, 5, 7, 9), (2, 3, 100, 33, 200), (9, 64, 16, 64), (14, 5001, 49), (1100, 31, 31),
      (26, 3, 7000), (4, 0, 3), (0, 4, 3)],
 )  # fmt: skip
-def test_own_products_are_numpys(own, shape, a_transposed, b_transposed):
+def test_own_products_are_numpys(own, shape):
     """Tiles, pieces, blocks of columns and parts of sums that are not whole ones; sums of an odd number of terms."""
     *leading, rows, inner, columns = shape
     a, b = whole_numbers(0, *leading, rows, inner), whole_numbers(1, *leading, inner, columns)
-    given = [(x.swapaxes(-1, -2) if swapped else x).astype(own) for x, swapped in ((a, a_transposed), (b, b_transposed))]
     for dtype in {own, "float32"}:
-        y = jax.jit(lambda a, b, dtype=dtype: cpu_matmul.matmul(a, b, a_transposed, b_transposed, dtype))(*given)
-        assert y.dtype == dtype
-        np.testing.assert_array_equal(y, jnp.asarray(np.float32(a) @ np.float32(b)).astype(dtype))
+        for y in products_by_all_transposes(a.astype(own), b.astype(own), jnp.dtype(dtype)):
+            assert y.dtype == dtype
+            np.testing.assert_array_equal(y, jnp.asarray(np.float32(a) @ np.float32(b)).astype(dtype))
 
 
 def test_own_products_of_what_is_not_finite(own):
