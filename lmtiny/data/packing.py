@@ -1,23 +1,30 @@
 """Documents -> rows: chunks of at most one row each, packed best-fit-decreasing over large windows.
 
 "Fewer Truncations Improve Language Modeling" (Ding et al., 2024, arXiv 2404.10830): a document is cut only where it is
-longer than a row, and the pieces are packed so that almost nothing is padding.
+longer than a row, and the pieces are packed so that almost nothing is padding.  Where few long documents leave ends that do
+not go together, pieces of them are cut once more, and fill the space (`filled`).
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
+VERSION = 2  # raise it when the same documents give other rows, so that an unfinished preparation packs anew
 WINDOW = 1 << 20  # chunks packed together: bounds memory and time, and is far more than a good fit needs
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Pieces of tokenised documents: the `part` file, where in it they `start`, and their `length`; `<|bos|>` not counted."""
+    """Pieces of tokenised documents: the `part` file, where in it they `start`, and their `length`; `<|bos|>` not counted.
+
+    `of_longer`: of a document that is longer than a row, and so may be cut once more.
+    """
 
     part: np.ndarray  # int32
     start: np.ndarray  # int64
     length: np.ndarray  # int32
+    of_longer: np.ndarray  # bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Rows:
 
 def cut(lengths: list[np.ndarray], chosen: list[np.ndarray], row_length: int) -> Chunks:
     """Returns the chunks, of at most `row_length` tokens, of the `chosen` (bool) documents of each part, in order."""
-    parts, starts, sizes = [], [], []
+    parts, starts, sizes, longer = [], [], [], []
     for number, (of_documents, wanted) in enumerate(zip(lengths, chosen, strict=True)):
         begins = (np.cumsum(of_documents) - of_documents)[wanted]
         wanted_lengths = of_documents[wanted]
@@ -43,10 +50,12 @@ def cut(lengths: list[np.ndarray], chosen: list[np.ndarray], row_length: int) ->
         starts.append(np.repeat(begins, pieces) + offsets)
         sizes.append(np.minimum(np.repeat(wanted_lengths, pieces) - offsets, row_length))
         parts.append(np.full(len(within), number, np.int32))
+        longer.append(np.repeat(pieces > 1, pieces))
     return Chunks(
         np.concatenate([np.empty(0, np.int32), *parts]),
         np.concatenate([np.empty(0, np.int64), *starts]),
         np.concatenate([np.empty(0, np.int64), *sizes]).astype(np.int32),
+        np.concatenate([np.empty(0, bool), *longer]),
     )
 
 
@@ -58,6 +67,55 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
         orders.append(start + np.argsort(row_of, kind="stable"))
         counts.append(np.bincount(row_of))
     return Rows(np.concatenate(orders), np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64))
+
+
+def filled(chunks: Chunks, plan: Rows, capacity: int) -> tuple[Chunks, Rows]:
+    """Returns chunks and rows of the same tokens with fewer rows: of the emptiest ones, pieces of documents that are longer than a row are
+    poured into each other's space, cut where a row ends.
+
+    As few rows are opened as save what all would.  What is left over is less than two rows, save where shorter documents, which
+    are never cut, leave it.
+    """
+    row_of = np.repeat(np.arange(len(plan)), np.diff(plan.first))
+    spans, fluid = chunks.length[plan.order].astype(np.int64) + 1, chunks.of_longer[plan.order]
+    space, solid = capacity - np.bincount(row_of, spans).astype(np.int64), np.bincount(row_of, spans * ~fluid).astype(np.int64)
+    emptiest = np.argsort(-space, kind="stable")
+    gained = np.cumsum(space[emptiest] - 1)  # the end of a row may cut a piece, whose rest begins with a <|bos|> of its own
+    saved = min(int(gained.max(initial=0)) // capacity, int((solid == 0).sum()))
+    if not saved:
+        return chunks, plan
+    enough = (gained >= saved * capacity) & (np.cumsum(solid[emptiest] == 0) >= saved)
+    opened = emptiest[: int(np.argmax(enough)) + 1]
+    opened = opened[np.argsort(-solid[opened], kind="stable")]  # those that stay without pieces come last
+    poured = fluid & np.isin(row_of, opened)
+    source = plan.order[poured]
+    pieces = np.array(list(_poured(chunks.length[source].tolist(), (capacity - solid[opened]).tolist())), np.int64)
+    index, offset, length, line = pieces.T
+    index, kept = source[index], plan.order[~poured]
+    cut_anew = Chunks(
+        np.concatenate([chunks.part[kept], chunks.part[index]]),
+        np.concatenate([chunks.start[kept], chunks.start[index] + offset]),
+        np.concatenate([chunks.length[kept], length.astype(np.int32)]),
+        np.concatenate([chunks.of_longer[kept], chunks.of_longer[index]]),
+    )
+    rows = np.concatenate([row_of[~poured], opened[line]])
+    counts = np.bincount(rows)
+    first = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
+    return cut_anew, Rows(np.argsort(rows, kind="stable"), first)
+
+
+def _poured(lengths: list[int], rooms: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yields (which of `lengths`, from where in it, how many tokens, into which of `rooms`), each with room for a `<|bos|>`."""
+    line, room = 0, rooms[0]
+    for number, length in enumerate(lengths):
+        offset = 0
+        while offset < length:
+            if room < 2:
+                line, room = line + 1, rooms[line + 1]
+                continue
+            size = min(length - offset, room - 1)
+            yield number, offset, size, line
+            offset, room = offset + size, room - size - 1
 
 
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from lmtiny import config as config_module
 from lmtiny import console, corpus, files, refining, tokenizer
 from lmtiny.corpus import Side, Unit, digest
-from lmtiny.data import learning, mixture, parts, pool, publishing, report, shards, split_told, stages
+from lmtiny.data import learning, mixture, packing, parts, pool, publishing, report, shards, split_told, stages
 from lmtiny.data.shards import Prepared
 from lmtiny.errors import NothingLeft, UserError
 
@@ -230,7 +230,8 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         known = tokenizer.load(tokenizer_folder)
         tokens = _encode(run, documents, facts, sides, tokenizer_folder, digest(key, known.hash)[:16], work)
     lengths, own_lengths = row_lengths(config), _own_lengths(config)
-    shard_key = digest(key, known.hash, lengths["train"], *own_lengths.values(), config.data.rows_per_shard, mixed)[:16]
+    of_rows = [lengths["train"], *own_lengths.values()]
+    shard_key = digest(packing.VERSION, key, known.hash, of_rows, config.data.rows_per_shard, mixed)[:16]
     splits = {
         split: publishing.write_split(split, lengths[split], config, known, facts, sides, tokens, mixed, shard_key)
         | ({"row_length": own_lengths[split]} if split in own_lengths else {})

@@ -70,7 +70,7 @@ def _packed(
     for name in dict.fromkeys(sources):
         own = [kept & (source == name) for kept, source in zip(chosen, sources, strict=True)]
         chunks = packing.cut(lengths, own, row_length)
-        found[name] = chunks, packing.pack(chunks.length + 1, row_length + 1)
+        found[name] = packing.filled(chunks, packing.pack(chunks.length + 1, row_length + 1), row_length + 1)
     return found
 
 

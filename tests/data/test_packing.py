@@ -1,5 +1,6 @@
 """Packing loses nothing, invents nothing, and wastes little; rows say what they hold."""
 
+import itertools
 import time
 
 import numpy as np
@@ -76,6 +77,39 @@ def test_it_is_fast_and_wastes_next_to_nothing() -> None:
     plan = packing.pack(lengths, 2049)
     assert time.process_time() - began < 2  # 0.05 s on the machine this was written on
     assert 1 - lengths.sum() / (2049 * len(plan)) < 0.001
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 90), max_size=20), min_size=1, max_size=3), st.integers(1, 16))
+def test_filled_rows_hold_every_token_once_and_cut_no_short_document(lengths: list[list[int]], row_length: int) -> None:
+    arrays = [np.array(part, np.int64) for part in lengths]
+    chunks = packing.cut(arrays, [np.ones(len(part), bool) for part in lengths], row_length)
+    before = packing.pack(chunks.length + 1, row_length + 1)
+    found, plan = packing.filled(chunks, before, row_length + 1)
+    tokens = [np.zeros(int(part.sum()), int) for part in arrays]
+    for part, start, length in zip(found.part, found.start, found.length, strict=True):
+        tokens[part][start : start + length] += 1
+    assert all((part == 1).all() for part in tokens)
+    assert sorted(plan.order.tolist()) == list(range(len(found.length)))
+    loads = [int((found.length[plan.order[begin:end]] + 1).sum()) for begin, end in itertools.pairwise(plan.first)]
+    assert all(2 <= load <= row_length + 1 for load in loads)
+    assert len(plan) <= len(before) and (len(plan) < len(before) or found is chunks)
+    whole = {(part, start, length) for part, start, length in zip(found.part, found.start, found.length, strict=True)}
+    for number, part in enumerate(arrays):
+        starts = np.cumsum(part) - part
+        assert all((number, start, length) in whole for start, length in zip(starts, part, strict=True) if 0 < length <= row_length)
+
+
+def test_a_few_long_documents_fill_their_rows() -> None:
+    """The ends of 400 documents, of any length up to a row, by best fit leave more than a tenth of a percent."""
+    lengths = [np.random.default_rng(0).integers(14_000, 18_000, 400)]
+    chunks = packing.cut(lengths, [np.ones(400, bool)], 2048)
+    before = packing.pack(chunks.length + 1, 2049)
+    found, plan = packing.filled(chunks, before, 2049)
+    assert 1 - (chunks.length + 1).sum() / (2049 * len(before)) > 0.001
+    least = -(-int((chunks.length + 1).sum()) // 2049)
+    assert least <= len(plan) <= least + 1
+    assert len(found.length) - len(chunks.length) < 0.05 * len(chunks.length)
 
 
 def test_a_chunk_that_does_not_fit_is_refused() -> None:
