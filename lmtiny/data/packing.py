@@ -70,42 +70,57 @@ def pack(lengths: np.ndarray, capacity: int) -> Rows:
 
 
 def filled(chunks: Chunks, plan: Rows, capacity: int) -> tuple[Chunks, Rows]:
-    """Returns chunks and rows of the same tokens with fewer rows: of the emptiest ones, pieces of documents that are longer than a row are
-    poured into each other's space, cut where a row ends.
+    """Returns the same tokens as chunks and rows that may be fewer: in the emptiest rows, pieces of documents longer than a row are poured
+    into each other's space, and cut where a row ends.
 
-    As few rows are opened as save what all would.  What is left over is less than two rows, save where shorter documents, which
-    are never cut, leave it.
+    Where all documents are longer than a row, less than a row is left over, and a token of each row that had space.  Shorter
+    ones stay where they are, whole.
     """
     row_of = np.repeat(np.arange(len(plan)), np.diff(plan.first))
-    spans, fluid = chunks.length[plan.order].astype(np.int64) + 1, chunks.of_longer[plan.order]
-    space, solid = capacity - np.bincount(row_of, spans).astype(np.int64), np.bincount(row_of, spans * ~fluid).astype(np.int64)
-    emptiest = np.argsort(-space, kind="stable")
-    gained = np.cumsum(space[emptiest] - 1)  # the end of a row may cut a piece, whose rest begins with a <|bos|> of its own
-    saved = min(int(gained.max(initial=0)) // capacity, int((solid == 0).sum()))
-    if not saved:
+    fluid = chunks.of_longer[plan.order]
+    taken = chunks.length[plan.order].astype(np.int64) + 1  # with <|bos|>
+    space = capacity - np.bincount(row_of, taken).astype(np.int64)
+    solid = np.bincount(row_of, taken * ~fluid).astype(np.int64)
+    opened = _opened(space, solid, capacity)
+    if not len(opened):
         return chunks, plan
-    enough = (gained >= saved * capacity) & (np.cumsum(solid[emptiest] == 0) >= saved)
-    opened = emptiest[: int(np.argmax(enough)) + 1]
-    opened = opened[np.argsort(-solid[opened], kind="stable")]  # those that stay without pieces come last
     poured = fluid & np.isin(row_of, opened)
-    source = plan.order[poured]
-    pieces = np.array(list(_poured(chunks.length[source].tolist(), (capacity - solid[opened]).tolist())), np.int64)
-    index, offset, length, line = pieces.T
-    index, kept = source[index], plan.order[~poured]
+    kept, source = plan.order[~poured], plan.order[poured]
+    pieces = _poured(chunks.length[source].tolist(), (capacity - solid[opened]).tolist())
+    number, offset, length, line = np.array(list(pieces), np.int64).T
+    source = np.concatenate([kept, source[number]])
     cut_anew = Chunks(
-        np.concatenate([chunks.part[kept], chunks.part[index]]),
-        np.concatenate([chunks.start[kept], chunks.start[index] + offset]),
+        chunks.part[source],
+        chunks.start[source] + np.concatenate([np.zeros_like(kept), offset]),
         np.concatenate([chunks.length[kept], length.astype(np.int32)]),
-        np.concatenate([chunks.of_longer[kept], chunks.of_longer[index]]),
+        chunks.of_longer[source],
     )
     rows = np.concatenate([row_of[~poured], opened[line]])
     counts = np.bincount(rows)
-    first = np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64)
-    return cut_anew, Rows(np.argsort(rows, kind="stable"), first)
+    return cut_anew, Rows(np.argsort(rows, kind="stable"), np.concatenate([[0], np.cumsum(counts[counts > 0])]).astype(np.int64))
+
+
+def _opened(space: np.ndarray, solid: np.ndarray, capacity: int) -> np.ndarray:
+    """Returns the rows, as few as can be, whose pieces poured into each other save as many rows as all rows' would.
+
+    Args:
+      space: tokens that each row has left.
+      solid: tokens of each row that must stay in it; rows without such come last, since these are saved.
+    """
+    emptiest = np.argsort(-space, kind="stable")
+    gained = np.cumsum(space[emptiest] - 1)  # the end of a row may cut a piece, whose rest begins with a <|bos|> of its own
+    saved = np.minimum(gained // capacity, np.cumsum(solid[emptiest] == 0))  # by the emptiest one, two, ...
+    if saved.max(initial=0) <= 0:
+        return emptiest[:0]
+    opened = emptiest[: int(np.argmax(saved)) + 1]
+    return opened[np.argsort(-solid[opened], kind="stable")]
 
 
 def _poured(lengths: list[int], rooms: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Yields (which of `lengths`, from where in it, how many tokens, into which of `rooms`), each with room for a `<|bos|>`."""
+    """Yields (which of `lengths`, from where in it, how many tokens, into which of `rooms`).
+
+    The rooms are filled one after the other, each time by a `<|bos|>` and tokens behind it.
+    """
     line, room = 0, rooms[0]
     for number, length in enumerate(lengths):
         offset = 0

@@ -230,8 +230,9 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         known = tokenizer.load(tokenizer_folder)
         tokens = _encode(run, documents, facts, sides, tokenizer_folder, digest(key, known.hash)[:16], work)
     lengths, own_lengths = row_lengths(config), _own_lengths(config)
-    of_rows = [lengths["train"], *own_lengths.values()]
-    shard_key = digest(packing.VERSION, key, known.hash, of_rows, config.data.rows_per_shard, mixed)[:16]
+    shard_key = digest(
+        key, known.hash, packing.VERSION, lengths["train"], *own_lengths.values(), config.data.rows_per_shard, mixed
+    )[:16]  # fmt: skip
     splits = {
         split: publishing.write_split(split, lengths[split], config, known, facts, sides, tokens, mixed, shard_key)
         | ({"row_length": own_lengths[split]} if split in own_lengths else {})

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmtiny.data import packing, positions, segments, target_mask
@@ -80,6 +80,8 @@ def test_it_is_fast_and_wastes_next_to_nothing() -> None:
 
 
 @settings(deadline=None)
+@example([[4, 4, 4, 16]], 8)  # what has space must not be cut, and what may be cut has none
+@example([[13, 5, 13, 5, 13, 5]], 8)  # rows of either kind have space
 @given(st.lists(st.lists(st.integers(0, 90), max_size=20), min_size=1, max_size=3), st.integers(1, 16))
 def test_filled_rows_hold_every_token_once_and_cut_no_short_document(lengths: list[list[int]], row_length: int) -> None:
     arrays = [np.array(part, np.int64) for part in lengths]
@@ -98,6 +100,17 @@ def test_filled_rows_hold_every_token_once_and_cut_no_short_document(lengths: li
     for number, part in enumerate(arrays):
         starts = np.cumsum(part) - part
         assert all((number, start, length) in whole for start, length in zip(starts, part, strict=True) if 0 < length <= row_length)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 16), st.lists(st.integers(1, 80), min_size=1, max_size=60))
+def test_long_documents_leave_less_than_a_row(row_length: int, longer_by: list[int]) -> None:
+    lengths = [row_length + more for more in longer_by]
+    chunks = packing.cut([np.array(lengths)], [np.ones(len(lengths), bool)], row_length)
+    before = packing.pack(chunks.length + 1, row_length + 1)
+    had_space = int((np.add.reduceat(chunks.length[before.order] + 1, before.first[:-1]) <= row_length).sum())
+    found, plan = packing.filled(chunks, before, row_length + 1)
+    assert len(plan) * (row_length + 1) - int((found.length + 1).sum()) < row_length + 1 + max(had_space, 1)
 
 
 def test_a_few_long_documents_fill_their_rows() -> None:
