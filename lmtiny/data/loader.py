@@ -5,6 +5,7 @@ that shuffles each epoch anew, and each process takes its share of every batch. 
 on any number of hosts.
 """
 
+import sys
 from collections.abc import Generator
 
 import grain
@@ -101,12 +102,12 @@ def batches(
 
     # Small batches are read several at a time: a call costs as much as reading a dozen rows.
     at_once = max(1, BLOCK_TOKENS // max(1, count * rows.context_length))
-    end = len(order) // batch_size
+    end = sys.maxsize // batch_size
 
     def block(start: int) -> np.ndarray:
-        steps = range(start, min(start + at_once, end))
-        wanted = [order[step * batch_size + row_start + row] for step in steps for row in range(count)]
-        return rows.batch(np.array(wanted, np.int64)).reshape(len(steps), count, rows.context_length + 1)
+        steps = np.arange(start, min(start + at_once, end))
+        places = steps[:, None] * batch_size + row_start + np.arange(count)
+        return rows.batch(order(places.ravel())).reshape(len(steps), count, rows.context_length + 1)
 
     return _read_ahead(grain.MapDataset.range(start_step, end, at_once).map(block), config)
 

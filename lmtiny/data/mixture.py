@@ -3,15 +3,15 @@
 Rows are packed source by source, so that a weight only says which rows a batch takes: no text is stored twice or left out.
 """
 
-import bisect
-import collections
-import itertools
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from lmtiny import console
 from lmtiny.corpus import sources
+from lmtiny.data import shuffle
 from lmtiny.errors import UserError
 
 COUNTED = 4096  # rows
@@ -30,22 +30,25 @@ def refuse_unless_filled(mixture: list[dict[str, Any]]) -> None:
         raise UserError(f"corpus.sources: {empty[0]} has a weight, but no text to train on; leave it out, or look at what dropped it")
 
 
-def order(mixture: list[dict[str, Any]], num_rows: int, per_stored: int, config: ml_collections.ConfigDict) -> Any:
-    """Returns the endless grain.MapDataset of row numbers that training reads, a function of the place in it alone.
+def order(
+    mixture: list[dict[str, Any]], num_rows: int, per_stored: int, config: ml_collections.ConfigDict
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the endless order that training reads rows in: from int64[...] places in it to the int64[...] rows that stand there.
 
     Of sources that are mixed by weight each is shuffled by itself, each time anew, and read as often as its share asks for.
     `mixture`: of the manifest; `per_stored`: rows of a batch that a stored row makes.
     """
+    if not mixture:
+        return lambda places: shuffle.rows_at(places, num_rows, config.seed)
     import grain  # here, not above: who prepares does not read
 
-    if not mixture:
-        return grain.MapDataset.range(num_rows).seed(config.seed).shuffle().repeat()
     wanted, first, sources = shares(config), 0, []
     for number, one in enumerate(mixture):
         end = first + one["rows"] * per_stored
         sources.append(grain.MapDataset.range(first, end).seed((config.seed + number) % 2**32).shuffle().repeat())
         first = end
-    return grain.MapDataset.mix(sources, [wanted[one["source"]] for one in mixture])
+    mixed = grain.MapDataset.mix(sources, [wanted[one["source"]] for one in mixture])
+    return lambda places: np.array([mixed[place] for place in places.flat], np.int64).reshape(places.shape)
 
 
 def got(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, float]:
@@ -54,10 +57,9 @@ def got(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str
     mixture = train.get("mixture", [])
     if not mixture:
         return {}
-    rows = order(mixture, train["rows"], 1, config)
-    ends = list(itertools.accumulate(one["rows"] for one in mixture))
-    counts = collections.Counter(bisect.bisect_right(ends, rows[place]) for place in range(COUNTED))
-    return {one["source"]: counts[number] / COUNTED for number, one in enumerate(mixture)}
+    rows = order(mixture, train["rows"], 1, config)(np.arange(COUNTED))
+    counts = np.bincount(np.searchsorted(np.cumsum([one["rows"] for one in mixture]), rows, "right"), minlength=len(mixture))
+    return {one["source"]: int(count) / COUNTED for one, count in zip(mixture, counts, strict=True)}
 
 
 def times_read(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, float]:
