@@ -1,10 +1,12 @@
 """Whether a train step fits into a device's memory, and what to lower if it does not."""
 
+import bisect
+import contextlib
 import copy
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -33,6 +35,14 @@ class Advice:
         return " ".join(f"--config.{name}={value}" for name, value in self.overrides.items())
 
 
+class _Change(NamedTuple):
+    """Knobs to change, the config with them and its mesh."""
+
+    overrides: dict[str, Any]
+    config: ml_collections.ConfigDict
+    shape: Shape
+
+
 def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: Chip | None) -> None:
     """Raises UserError for a train step that clearly needs more memory than the device has; warns where it may.
 
@@ -59,27 +69,38 @@ def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Itera
     changes = _changes(config, shape)
     alone = False
     for name, values in changes:
-        for value in values:
-            if found := _that_fits(config, shape, chip, {name: value}):
-                alone = True
-                yield found
-                break
+        if found := _first_that_fits(chip, _possible(config, shape, {}, name, values)):
+            alone = True
+            yield found
     together: dict[str, Any] = {}
     for name, values in [] if alone else changes:
-        for value in values:
-            if found := _that_fits(config, shape, chip, together | {name: value}):
-                yield found
-                return
-        together[name] = values[-1]
+        if not (possible := _possible(config, shape, together, name, values)):
+            continue
+        if found := _first_that_fits(chip, possible):
+            yield found
+            return
+        together = possible[-1].overrides
 
 
-def _that_fits(config: ml_collections.ConfigDict, shape: Shape, chip: Chip, overrides: dict[str, Any]) -> Advice | None:
-    try:
-        new_config, new_shape = _changed(config, shape, overrides)
-    except UserError:
-        return None
-    needed = memory_on(chip, new_config, new_shape).needed
-    return Advice(overrides, needed, new_config, new_shape) if needed <= WARNED_ABOVE * chip.memory else None
+def _possible(config: ml_collections.ConfigDict, shape: Shape, before: dict[str, Any], name: str, values: list[Any]) -> list[_Change]:
+    """Returns the config with each of these values, but those that it cannot have."""
+    possible = []
+    for value in values:
+        with contextlib.suppress(UserError):
+            overrides = before | {name: value}
+            possible.append(_Change(overrides, *_changed(config, shape, overrides)))
+    return possible
+
+
+def _first_that_fits(chip: Chip, changes: list[_Change]) -> Advice | None:
+    """Returns the first of changes that need less and less memory, by halves: each look takes half a second."""
+    first = bisect.bisect_left(changes, True, key=lambda change: _that_fits(chip, change) is not None)
+    return _that_fits(chip, changes[first]) if first < len(changes) else None
+
+
+def _that_fits(chip: Chip, change: _Change) -> Advice | None:
+    needed = memory_on(chip, change.config, change.shape).needed
+    return Advice(change.overrides, needed, change.config, change.shape) if needed <= WARNED_ABOVE * chip.memory else None
 
 
 def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str, list[Any]]]:

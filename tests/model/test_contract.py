@@ -93,7 +93,10 @@ def test_causal_by_values(model, params, tokens_BT):
     assert (before[:, 7:] != after[:, 7:]).any(axis=(0, 2)).all()
 
 
-@pytest.mark.parametrize("pieces", [[5, 7], [1] * TIME, [3, 1, 8]], ids=str)
+# Lengths and shapes come again from test to test: each new one is compiled anew, which takes most of this file's time.
+
+
+@pytest.mark.parametrize("pieces", [[1] * TIME, [8, 1, 3]], ids=str)
 def test_cache_equals_full_forward(model, params, config, tokens_BT, pieces):
     full, _ = model(params, tokens_BT)
     cache, start, parts = init_cache(config, 2, 16), 0, []
@@ -107,12 +110,12 @@ def test_cache_equals_full_forward(model, params, config, tokens_BT, pieces):
 
 def test_rows_of_a_cache_may_stand_at_different_places(model, params, config, tokens_BT):
     full, _ = model(params, tokens_BT)
-    _, cache = model(params, tokens_BT[:, :6], None, None, init_cache(config, 2, 16))
-    # Row 0 goes on at 6; row 1 at 4 again, overwriting what was there.
-    tokens = jnp.stack([tokens_BT[0, 6:8], tokens_BT[1, 4:6]])
-    logits, _ = model(params, tokens, jnp.array([[6, 7], [4, 5]]), None, cache)
-    np.testing.assert_allclose(logits[0], full[0, 6:8], rtol=2e-4, atol=2e-5)
-    np.testing.assert_allclose(logits[1], full[1, 4:6], rtol=2e-4, atol=2e-5)
+    _, cache = model(params, tokens_BT[:, :8], jnp.arange(8)[None].repeat(2, axis=0), None, init_cache(config, 2, 16))
+    # Row 0 goes on at 8; row 1 at 4 again, overwriting what was there.
+    tokens = jnp.stack([tokens_BT[0, 8:11], tokens_BT[1, 4:7]])
+    logits, _ = model(params, tokens, jnp.array([[8, 9, 10], [4, 5, 6]]), None, cache)
+    np.testing.assert_allclose(logits[0], full[0, 8:11], rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(logits[1], full[1, 4:7], rtol=2e-4, atol=2e-5)
 
 
 def loss_and_gradient(config, params, tokens_BT):
@@ -160,16 +163,15 @@ def test_documents_of_a_packed_row_do_not_see_each_other(model, params, tokens_B
 
 
 def test_initial_loss_is_near_ln_v(model, config, tokens_BT):
-    tokens_BT = tokens_BT[:, : TIME // 2]  # nothing said twice
+    tokens_BT = tokens_BT[:, :5]  # nothing said twice
     logp = np.array(jax.nn.log_softmax(model(size.init_params(config), tokens_BT)[0]))
     loss = -np.mean(np.take_along_axis(logp[:, :-1], np.array(tokens_BT)[:, 1:, None], axis=2))
     assert abs(loss - math.log(300)) < 0.1
 
 
-def test_every_parameter_gets_a_gradient_and_has_axes(model, params, config, tokens_BT):
+def test_every_parameter_gets_a_gradient_and_has_axes(expected, config):
     _, shapes, axes = size.abstract(config)
-    grads = jax.jit(jax.grad(lambda params: jnp.sum(jax.nn.log_softmax(model(params, tokens_BT)[0])[..., 7])))(params)
-    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+    for path, grad in jax.tree_util.tree_leaves_with_path(expected[1]):
         name = jax.tree_util.keystr(path)
         # A key's bias adds the same to all scores of a query, which softmax does not see (rotation makes it seen).
         if name != "['blocks']['attention']['key']['bias']" or config.model.position == "rope":

@@ -13,6 +13,7 @@ from tests.conftest import RUN_ONCE
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 STEPS = 12
+SAMPLES = ('--config.evaluation.prompts=["The ", "This "]', "--config.evaluation.sample_tokens=4")
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +39,7 @@ class Runs:
             f"--config.data.dir={shared / 'shards'}", "--config.tokenizer.vocab_size=300", "--config.model.context_length=32",
             "--config.model.width=32", "--config.model.num_layers=2", "--config.model.num_heads=2", "--config.train.batch_size=8",
             f"--config.train.num_steps={STEPS}", "--config.log.every=1", "--config.checkpoint.every=4", "--config.evaluation.every=4",
-            "--config.evaluation.sample_tokens=4", "--config.log.tensorboard=false", "--config.optimizer.warmup_steps=2",
+            "--config.evaluation.prompts=[]", "--config.log.tensorboard=false", "--config.optimizer.warmup_steps=2",
         ]  # fmt: skip
 
     def env(self, devices=1, **more):
@@ -84,6 +85,6 @@ def runs(tmp_path, small_text, shared):
 def whole(tmp_path_factory, small_text, shared):
     """(runs, what it printed) of a run that nothing disturbed: its folder is "whole"; tests copy it before they damage it."""
     runs = Runs(tmp_path_factory.mktemp("whole"), small_text, shared)
-    done = runs.train("whole")
+    done = runs.train("whole", *SAMPLES)
     assert done.returncode == 0, done.stdout + done.stderr
     return runs, done

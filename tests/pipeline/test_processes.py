@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import RUN_ONCE
+from tests.pipeline.conftest import SAMPLES
 
 
 def together(runs, num_processes, devices, *command):
@@ -27,7 +28,7 @@ def together(runs, num_processes, devices, *command):
 )
 def test_processes_are_one(whole, runs, num_processes, devices, mesh, then):
     flags = [f"--config.parallel.{name}={size}" for name, size in mesh.items()]
-    done = together(runs, num_processes, devices, *runs.command("run", *flags, "--config.checkpoint.keep=9"))
+    done = together(runs, num_processes, devices, *runs.command("run", *flags, "--config.checkpoint.keep=9", *SAMPLES))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"on 4 cpu ({', '.join(f'{name} {size}' for name, size in mesh.items())})" in done.stdout
     assert done.stdout.count("first step done") == 1  # one of them speaks

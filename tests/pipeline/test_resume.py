@@ -137,8 +137,7 @@ def validation_losses(folder):
     return {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
 
 
-def damaged(folder, how):
-    step = folder / "checkpoints/12"
+def damaged(step, how):
     array = max((path for path in step.rglob("*") if path.is_file() and "ocdbt" in str(path)), key=lambda path: path.stat().st_size)
     if how == "flipped":
         content = bytearray(array.read_bytes())
@@ -155,24 +154,22 @@ def damaged(folder, how):
         step.mkdir()
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("flipped", "its hash differs"),
-        ("truncated", "bytes, not"),
-        ("missing", "is missing"),
-        ("manifest", "cannot be read"),
-        ("empty", "cut short"),
-    ],
-)
-def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(whole, runs, how, words):
-    folder = copy_of_whole(whole, runs)
-    damaged(folder, how)
+HOW_DAMAGED = {12: ("flipped", "its hash differs"), 11: ("truncated", "bytes, not"), 10: ("missing", "is missing"),
+               9: ("manifest", "cannot be read"), 8: ("empty", "cut short")}  # fmt: skip
+
+
+def test_damaged_checkpoints_are_told_and_the_one_before_taken(whole, runs):
+    assert runs.train("run", "--config.checkpoint.every=1", "--config.checkpoint.keep=12").returncode == 0
+    for step, (how, _) in HOW_DAMAGED.items():
+        damaged(runs.folder / f"run/checkpoints/{step}", how)
     done = runs.train("run")
     assert done.returncode == 0, done.stderr
-    (warning,) = done.stderr.splitlines()
-    assert words in warning and "checkpoints/12" in warning
-    assert "going on after step 8" in done.stdout
+    warnings = done.stderr.splitlines()
+    assert len(warnings) == len(HOW_DAMAGED)
+    for step, (_, words) in HOW_DAMAGED.items():
+        (warning,) = [line for line in warnings if f"checkpoints/{step}" in line]
+        assert words in warning
+    assert "going on after step 7" in done.stdout
     assert runs.losses("run") == whole[0].losses("whole")
 
 

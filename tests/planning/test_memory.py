@@ -159,6 +159,24 @@ def test_a_step_that_is_clearly_too_large_is_refused_with_a_remedy_that_works(ca
         assert memory.memory(changed, ONE).needed <= needed / 3
 
 
+def test_advice_is_the_first_value_that_fits():
+    large = {"train.batch_size": 48, "model.remat": "none"}
+    for expected in (2, 8):  # of 2, 3, 4, 6, 8, 12, 16, 24, 48
+        needed = memory.memory(small_config(**large, **{"train.accumulation": expected}), ONE).needed
+        room = chip_of(needed / fit.WARNED_ABOVE + 1)
+        alone = [one.overrides for one in fit.advice(small_config(**large), ONE, room) if len(one.overrides) == 1]
+        assert {"train.accumulation": expected} in alone, (expected, alone)
+
+
+def test_a_value_that_the_config_cannot_have_is_passed_over():
+    narrow = {"model.width": 24, "model.num_heads": 2, "train.batch_size": 16, "optimizer.name": "adamw"}
+    with pytest.raises(UserError):
+        config_lib.mesh_shape(small_config(**narrow, **{"parallel.fsdp": 16}), 16)
+    needed = memory.memory(small_config(**narrow, **{"parallel.fsdp": 8}), ONE | {"data": 2, "fsdp": 8}).needed
+    room = chip_of(needed / fit.WARNED_ABOVE + 1)
+    assert {"parallel.fsdp": 8} in [one.overrides for one in fit.advice(small_config(**narrow), ONE | {"data": 16}, room)]
+
+
 @pytest.mark.parametrize(
     ("changes", "devices", "slices", "expected"),
     [
