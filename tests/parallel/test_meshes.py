@@ -160,6 +160,16 @@ def trained_tables():
     return params
 
 
+@pytest.fixture(scope="module")
+def few_tokens(tokens):
+    return np.where(tokens == BOS, BOS, tokens % 5)  # so that n-grams come again
+
+
+@pytest.fixture(scope="module")
+def one_device_that_looks_up(few_tokens, trained_tables):
+    return loss_and_gradients(small_config(**LOOKED_UP), few_tokens, trained_tables)
+
+
 @pytest.mark.parametrize(
     ("mesh", "changes"),
     [
@@ -172,12 +182,10 @@ def trained_tables():
     ],
     ids=lambda value: mesh_name(WHOLE | value) if set(value) <= set(WHOLE) else str(value),
 )
-def test_what_is_looked_up_is_that_of_one_device(mesh, changes, tokens, trained_tables):
-    tokens = np.where(tokens == BOS, BOS, tokens % 5)  # few, so that n-grams come again
-    alone = loss_and_gradients(small_config(**LOOKED_UP), tokens, trained_tables)
-    loss, grads, _ = loss_and_gradients(small_config(mesh, **LOOKED_UP | changes), tokens, trained_tables)
-    assert loss == pytest.approx(alone[0], rel=1e-5)
-    assert_close(grads, alone[1], 2e-5)
+def test_what_is_looked_up_is_that_of_one_device(mesh, changes, few_tokens, trained_tables, one_device_that_looks_up):
+    loss, grads, _ = loss_and_gradients(small_config(mesh, **LOOKED_UP | changes), few_tokens, trained_tables)
+    assert loss == pytest.approx(one_device_that_looks_up[0], rel=1e-5)
+    assert_close(grads, one_device_that_looks_up[1], 2e-5)
 
 
 def test_a_ring_caps_its_scores_as_one_device_does(tokens):
