@@ -15,8 +15,10 @@ import sys
 import time
 
 import jax
+import numpy as np
 import steps
 
+from lmtiny.data import shuffle
 from lmtiny.model import size
 from lmtiny.parallel import host
 from lmtiny.planning import hlo, memory, traffic
@@ -31,7 +33,7 @@ SWEEPS = {
 }
 DEVICES = [{"fsdp": 2}, {"fsdp": 4}, {"fsdp": 8}, {"tensor": 2}, {"tensor": 4}, {"tensor": 8}, {"data": 2}, {"data": 4}, {"data": 8},
            {"context": 2}, {"context": 4}, {"context": 8}]  # fmt: skip
-DATA_ROWS = (10**4, 10**6, 10**8)
+DATA_ROWS, DATA_BATCHES = (10**4, 10**6, 10**8), 100
 
 
 def swept(args, name):
@@ -73,17 +75,14 @@ def on_devices(args):
     return found
 
 
-def over_rows(args):
+def over_rows():
     """Returns {rows of the data set: milliseconds to draw a batch of 256 shuffled rows' numbers}."""
-    import grain
-
     found = {}
     for count in DATA_ROWS:
-        order = grain.MapDataset.range(count).seed(0).shuffle().repeat()
         start = time.perf_counter()
-        for first in range(0, 256 * args.repeats, 256):
-            _ = [order[index] for index in range(first, first + 256)]
-        found[count] = (time.perf_counter() - start) / args.repeats * 1e3
+        for first in range(0, 256 * DATA_BATCHES, 256):
+            shuffle.rows_at(np.arange(first, first + 256), count, 0)
+        found[count] = (time.perf_counter() - start) / DATA_BATCHES * 1e3
         print(f"{count:>13,} rows: {found[count]:.2f} ms for the numbers of a batch of 256", flush=True)
     return found
 
@@ -123,7 +122,7 @@ def main():
         print(f"{name}: time grew {growth(rows, 'seconds', 'gflop'):.2f} times as much as the FLOPs, "
               f"memory {growth(rows, 'mib', 'formula_mib'):.2f} times as much as its formula")  # fmt: skip
     sent = on_devices(args) if "devices" in wanted else {}
-    drawn = over_rows(args) if "rows" in wanted else {}
+    drawn = over_rows() if "rows" in wanted else {}
     if args.out and sweeps:
         pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         plot(sweeps, args.out)
