@@ -3,6 +3,7 @@
 Rows are packed source by source, so that a weight only says which rows a batch takes: no text is stored twice or left out.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -42,13 +43,20 @@ def order(
         return lambda places: shuffle.rows_at(places, num_rows, config.seed)
     import grain  # here, not above: who prepares does not read
 
-    wanted, first, sources = shares(config), 0, []
-    for number, one in enumerate(mixture):
-        end = first + one["rows"] * per_stored
-        sources.append(grain.MapDataset.range(first, end).seed((config.seed + number) % 2**32).shuffle().repeat())
-        first = end
-    mixed = grain.MapDataset.mix(sources, [wanted[one["source"]] for one in mixture])
-    return lambda places: np.array([mixed[place] for place in places.flat], np.int64).reshape(places.shape)
+    wanted, counts = shares(config), [one["rows"] * per_stored for one in mixture]
+    firsts = np.cumsum([0, *counts])
+    each = [grain.MapDataset.range(sys.maxsize).map(lambda place, number=number: (number, place)) for number in range(len(mixture))]
+    mixed = grain.MapDataset.mix(each, [wanted[one["source"]] for one in mixture])
+
+    def rows_at(places: np.ndarray) -> np.ndarray:
+        source_and_place = np.array([mixed[place] for place in places.ravel().tolist()], np.int64).reshape(-1, 2)
+        rows = np.empty(len(source_and_place), np.int64)
+        for number, count in enumerate(counts):
+            own = source_and_place[:, 0] == number
+            rows[own] = firsts[number] + shuffle.rows_at(source_and_place[own, 1], count, (config.seed + number) % 2**32)
+        return rows.reshape(places.shape)
+
+    return rows_at
 
 
 def got(manifest: dict[str, Any], config: ml_collections.ConfigDict) -> dict[str, float]:

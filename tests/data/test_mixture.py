@@ -5,6 +5,7 @@ import pathlib
 import re
 from typing import Any
 
+import grain
 import ml_collections
 import numpy as np
 import pytest
@@ -65,6 +66,21 @@ def test_a_row_of_every_source_comes_once_before_any_comes_twice(config_of: Any,
     for begin, rows in zip((0, parts[0]["rows"]), (one["rows"] for one in parts), strict=True):
         own = [row for row in first if begin <= row < begin + rows]
         assert len(set(own)) == min(len(own), rows)
+
+
+def test_the_order_is_that_of_grains_own_pipeline(config_of: Any) -> None:
+    sizes = {"a": 1000, "b": 70_000, "c": 33}
+    listed = tuple({"name": name, "path": name, "weight": weight} for name, weight in zip(sizes, (5.0, 3.0, 2.0), strict=True))
+    config = config_of("order", **{"corpus.kind": "sources", "corpus.path": "", "corpus.sources": listed, "seed": 2**32 - 2})
+    shuffled, first = [], 0
+    for number, size in enumerate(sizes.values()):
+        rows = grain.MapDataset.range(first, first + 2 * size)
+        shuffled.append(rows.seed((config.seed + number) % 2**32).shuffle().repeat())
+        first += 2 * size
+    of_grain = grain.MapDataset.mix(shuffled, [0.5, 0.3, 0.2])
+    places = np.array([*range(500), *range(10**9, 10**9 + 100)]).reshape(2, 300)
+    order = mixture.order([{"source": name, "rows": size} for name, size in sizes.items()], first // 2, 2, config)
+    np.testing.assert_array_equal(order(places), [[of_grain[place] for place in line] for line in places.tolist()])
 
 
 def test_resuming_a_mixture_is_going_on(config_of: Any, folders: dict[str, pathlib.Path]) -> None:
