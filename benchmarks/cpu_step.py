@@ -17,6 +17,7 @@ import os
 import sys
 
 import contest
+import sides
 
 SHAPES = {  # layers, heads, width, T, batch, vocabulary
     "laptop": (4, 4, 128, 64, 12, 65),
@@ -52,6 +53,7 @@ def main():
     if args.work:
         contest.serve(lambda: make(*args.work, args))
         return
+    args.peer_python = sides.program(args.peer_python)
     wanted = [("ours", kind, sys.executable) for kind in args.ours.split(",")]
     wanted += [("peer", kind, args.peer_python) for kind in args.peers.split(",") if args.peer]
     same = [os.path.abspath(__file__), "--shape", args.shape, "--peer", args.peer]

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 
+import sides
 import steps
 import tiktoken
 
@@ -125,6 +126,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=3.0, help="of loading, each shape")
     parser.add_argument("--train-steps", type=int, default=60, help="of tiny, for the share of waiting")
     args = parser.parse_args()
+    args.peer_python = sides.program(args.peer_python) if args.peer_python else ""
     args.text = str(pathlib.Path(args.text).resolve())
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in sorted(pathlib.Path(args.text).glob("*.txt"))]
     if not texts:

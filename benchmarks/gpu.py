@@ -18,6 +18,7 @@ import sys
 import time
 
 import contest
+import sides
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = ("gpt2_124m", "d12")
@@ -158,6 +159,7 @@ def main():
         who, name, rows = args.work
         work(who, name, int(rows), args)
         return
+    args.peer_python = sides.program(args.peer_python)
     records = {}
     for name, rows in zip(CONFIGS, map(int, args.rows.split(",")), strict=True):
         records[name] = {"steps": steps_of(name, rows, args), "parts_ms": parts_of(name, rows, args)}

@@ -20,7 +20,9 @@ def say(text):
 
 
 def program(name):
-    """Returns the program of that name as it can be started from any folder; links are kept, since a venv is one."""
+    """Returns the program of that name as it can be started from any folder, or ends this one; links are kept, since a venv is one."""
+    if not shutil.which(name):
+        raise SystemExit(f"{name}: there is no such program")
     return os.path.abspath(name) if os.sep in name else name
 
 

@@ -37,10 +37,11 @@ def main() -> int:
     with ctrl_c.imports():
         from lmtiny.parallel import host
         from lmtiny.parallel.mesh import use_compile_cache
-        from lmtiny.sampling.generate import Decoder
+        from lmtiny.sampling.generate import Decoder, refuse_unusable
         from lmtiny.sampling.load import load_model
         from lmtiny.tokenizer import StreamDecoder, warning_about
 
+    refuse_unusable(args.max_tokens, args.temperature, args.top_k, args.top_p)
     host.leave_out_missing_tpu()
     use_compile_cache()
     model = load_model(args.checkpoint)

@@ -269,7 +269,8 @@ def _out_of_memory(error: Exception) -> str:
         return ""
     return (
         f"lmtiny: error: out of memory ({first.removeprefix('RESOURCE_EXHAUSTED').strip(': .')}); python -m lmtiny.plan shows "
-        "what takes it; training takes less with model.remat=block or a higher train.accumulation"
+        "what takes it; training takes less with model.remat=block or a higher train.accumulation, validation with train.loss_chunk or a "
+        "shorter evaluation.context_length"
     )
 
 

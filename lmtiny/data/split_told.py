@@ -11,6 +11,7 @@ from lmtiny.data import report
 from lmtiny.errors import NothingLeft
 from lmtiny.refining import Tally, tally
 
+MUCH = 3  # times the share that was asked for
 FEW_BYTES = 4000  # of validation text, about 1,000 tokens: over less, a loss is much of it chance
 
 
@@ -42,6 +43,24 @@ def warn_of_little(facts: list[np.ndarray], sides: list[pathlib.Path], config: m
     held_out = [one["bytes"][np.load(path) == Side.VALIDATION] for one, path in zip(facts, sides, strict=True)]
     if (num_bytes := sum(int(sizes.sum()) for sizes in held_out)) < FEW_BYTES:
         amount = f"{console.counted(num_bytes, 'byte')} in {console.counted(sum(map(len, held_out)), 'document')}"
-        named = "a source's validation" if config.corpus.kind == "sources" else "corpus.validation_path"
-        remedy = f"hold out {FEW_BYTES:,} or more with {named} or a larger corpus.validation_fraction"
+        remedy = f"hold out {FEW_BYTES:,} or more with {_named(config)} or a larger corpus.validation_fraction"
         console.warn(f"only {amount} held out for validation: a loss over so little text says next to nothing; {remedy}")
+
+
+def _named(config: ml_collections.ConfigDict) -> str:
+    return "a source's validation" if config.corpus.kind == "sources" else "corpus.validation_path"
+
+
+def warn_of_much(facts: list[np.ndarray], sides: list[pathlib.Path], config: ml_collections.ConfigDict) -> None:
+    """Warns where documents chosen by hash are a far larger share of the text than was asked for, as one of a few long ones is."""
+    wanted = config.corpus.validation_fraction
+    of_side = {
+        side: sum(int(one["bytes"][np.load(path) == side].sum()) for one, path in zip(facts, sides, strict=True))
+        for side in (Side.TRAIN, Side.VALIDATION)
+    }
+    share = of_side[Side.VALIDATION] / max(1, sum(of_side.values()))
+    if share > MUCH * wanted and of_side[Side.VALIDATION] >= FEW_BYTES:  # of less there is a warning already
+        console.warn(
+            f"{share:.0%} of the text is held out for validation, and corpus.validation_fraction is {wanted:g}: its documents are long and"
+            f" few; name what to hold out with {_named(config)}"
+        )

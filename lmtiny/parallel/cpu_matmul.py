@@ -59,9 +59,11 @@ def use(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         )
     library = register(mkl_sgemm() if name == "mkl" else 0)
     if name == "own" and not getattr(library, f"lmtiny_multiplies_{dtype}")():
+        others = [other for other in _NEEDED if getattr(library, f"lmtiny_multiplies_{other}")()]
+        remedy = f"model.compute_dtype = {others[0]}, or parallel.cpu_matmul = xla" if others else "parallel.cpu_matmul = xla"
         raise UserError(
             f"parallel.cpu_matmul = own needs an x86 processor with {_NEEDED[dtype]} for model.compute_dtype = {dtype}, and a C++ compiler "
-            "that knows it (g++ 10 does); set parallel.cpu_matmul = xla"
+            f"that knows it (g++ 10 does); set {remedy}"
         )
     _type = dtype
 

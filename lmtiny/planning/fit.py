@@ -52,6 +52,7 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
     """
     if chip is None or not chip.memory:
         return
+    _refuse_rows_too_long(config, shape, chip)
     needed = memory_on(chip, config, shape).needed
     if needed <= WARNED_ABOVE * chip.memory:
         return
@@ -60,12 +61,29 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
         console.warn(f"a train step needs {sizes_text}; it may not fit")
         return
     first = next(advice(config, shape, chip), None)
-    remedy = f"try {first.text} (about {first.needed / GIB:,.1f} GiB)" if first else "take more devices, or a smaller model"
+    remedy = f"try {first.text} (about {first.needed / GIB:,.1f} GiB)" if first else "take more devices, shorter rows or a smaller model"
     raise UserError(f"a train step needs {sizes_text}; {remedy}; python -m lmtiny.plan shows what takes the memory")
 
 
+def _refuse_rows_too_long(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> None:
+    """Raises UserError where a single validation row does not fit, by the largest array that its tokens need: a floor, not an estimate."""
+    length = config_lib.validation_length(config)
+    if length == config.model.context_length:
+        return
+    z, model = sizes(config, shape), config.model
+    time = length // shape["context"]
+    logits = (config.train.loss_chunk or time) * z.V * 4
+    needed = max(time * (z.F + model.width) * z.c, logits)
+    if needed > chip.memory:
+        whole = " or a train.loss_chunk" if logits == needed and not config.train.loss_chunk else ""
+        raise UserError(
+            f"evaluation.context_length = {length:,}: a row needs {needed / GIB:,.1f} GiB or more on each device, which has"
+            f" {chip.memory / GIB:,.1f}; give a shorter one{whole}"
+        )
+
+
 def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Iterator[Advice]:
-    """Yields what would make the step fit: each knob that does so alone, or else the first ones together."""
+    """Yields what would make the step fit: each knob that does so alone, or else the first ones together, or else a smaller batch."""
     changes = _changes(config, shape)
     alone = False
     for name, values in changes:
@@ -80,6 +98,8 @@ def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Itera
             yield found
             return
         together = possible[-1].overrides
+    if not alone and (found := _first_that_fits(chip, _possible(config, shape, {}, "train.batch_size", _smaller_batches(config, shape)))):
+        yield found
 
 
 def _possible(config: ml_collections.ConfigDict, shape: Shape, before: dict[str, Any], name: str, values: list[Any]) -> list[_Change]:
@@ -109,15 +129,26 @@ def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str,
     tokens, chunk = z.b * z.T, train.loss_chunk or z.b * z.T
     splits = shape["data"] * shape["fsdp"] * shape["expert"]
     rows = train.batch_size // splits
-    accumulations = [a for a in range(train.accumulation + 1, rows + 1) if rows % a == 0]
+    accumulations = [divisor for divisor in _divisors(rows) if divisor > train.accumulation]
     changes: list[tuple[str, list[Any]]] = [
         ("train.loss_chunk", [size for size in (8192, 4096, 2048, 1024) if size < min(chunk, tokens)]),
         ("model.remat", ["block"] if config.model.remat != "block" else []),
         ("train.accumulation", accumulations),
         ("parallel.fsdp", [shape["fsdp"] * more for more in range(2, shape["data"] + 1) if shape["data"] % more == 0]),
-        ("train.batch_size", [splits] if train.batch_size > splits and rows > max([1, *accumulations]) else []),
     ]
     return [change for change in changes if change[1]]
+
+
+def _divisors(number: int) -> list[int]:
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
+
+
+def _smaller_batches(config: ml_collections.ConfigDict, shape: Shape) -> list[int]:
+    """Returns half as many rows, a quarter, ..., down to one a device and microbatch."""
+    least = shape["data"] * shape["fsdp"] * shape["expert"] * config.train.accumulation
+    times = config.train.batch_size // least
+    return [least * (times >> halvings) for halvings in range(1, times.bit_length())]
 
 
 def _changed(config: ml_collections.ConfigDict, shape: Shape, overrides: dict[str, Any]) -> tuple[ml_collections.ConfigDict, Shape]:

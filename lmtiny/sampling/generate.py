@@ -57,14 +57,9 @@ class Decoder:
         Raises:
           UserError: an empty prompt, or sampling settings that mean nothing.
         """
-        for problem, is_so in (
-            ("the prompt is empty", not prompt),
-            (f"temperature = {temperature} must be 0 or above", not temperature >= 0),
-            (f"top_k = {top_k} must not be negative", top_k < 0),
-            (f"top_p = {top_p} must lie above 0 and not above 1", not 0 < top_p <= 1),
-        ):
-            if is_so:
-                raise UserError(problem)
+        refuse_unusable(max_tokens, temperature, top_k, top_p)
+        if not prompt:
+            raise UserError("the prompt is empty")
         cut = (jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
         run = functools.partial(self._run, params, cut=cut)
         history, key = list(prompt), jax.random.key(seed)
@@ -84,6 +79,18 @@ class Decoder:
             if history[-1] in stop:
                 return
             yield history[-1]
+
+
+def refuse_unusable(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    """Raises UserError for settings of sampling that mean nothing."""
+    for problem, is_so in (
+        (f"max_tokens = {max_tokens} must be at least 1", max_tokens < 1),
+        (f"temperature = {temperature} must be 0 or above", not temperature >= 0),
+        (f"top_k = {top_k} must not be negative", top_k < 0),
+        (f"top_p = {top_p} must lie above 0 and not above 1", not 0 < top_p <= 1),
+    ):
+        if is_so:
+            raise UserError(problem)
 
 
 def _bucket(length: int, limit: int) -> int:

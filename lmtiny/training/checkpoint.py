@@ -129,7 +129,7 @@ def find(where: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
     run, step = (path.parent, int(path.name)) if path.name.isdigit() and not (path / "checkpoints").is_dir() else (path, None)
     run = run.parent if run.name == "checkpoints" else run
     if not (run / "checkpoints").is_dir():
-        what = "has no checkpoints/ folder" if run.is_dir() else "does not exist"
+        what = "has no checkpoints/ folder" if run.is_dir() else "is a file" if run.exists() else "does not exist"
         raise UserError(f"no checkpoint at {where}: {run} {what}; give the folder of a run, such as runs/tiny")
     return run, step
 
@@ -222,7 +222,8 @@ def newest_intact(run: pathlib.Path) -> int | None:
             return step
         except UserError as error:
             problem = str(error)
-            console.warn(f"{problem}; trying the one before")
+            if step != finished[0]:
+                console.warn(f"{problem}; trying the one before")
     if problem:
         raise UserError(f"{problem}; no intact checkpoint is left in {folder}: move the folder away to train anew")
     return None

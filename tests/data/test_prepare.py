@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -396,6 +397,19 @@ def test_next_to_nothing_to_validate_with_is_warned_of(config_of, tmp_path, corp
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("lmtiny: warning: only 48 bytes in 1 document held out for validation: ")
         assert line.endswith(f"; hold out 4,000 or more with {way} or a larger corpus.validation_fraction")
+
+
+def test_far_more_held_out_than_was_asked_for_is_warned_of(config_of, tmp_path, capsys) -> None:
+    random, folder = np.random.default_rng(0), tmp_path / "few"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.txt").write_text(" ".join(map(str, random.integers(0, 10**6, 1000))))
+    prepare(config_of("much", **{"corpus.path": str(folder), "corpus.section_bytes": 2**16}))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"lmtiny: warning: 3[234]% of the text is held out for validation, and corpus\.validation_fraction is 0\.1: ", line)
+    assert line.endswith("; name what to hold out with corpus.validation_path")
+    prepare(config_of("named", **{"corpus.path": str(folder), "corpus.validation_path": str(folder / "0.txt")}))
+    assert capsys.readouterr().err == ""
 
 
 def test_text_that_only_repeats_itself_is_refused_in_words(config_of, tmp_path) -> None:

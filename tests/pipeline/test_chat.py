@@ -42,6 +42,8 @@ def test_typed_lines_are_prompts_until_an_empty_one(runs, run):
         (["--checkpoint", "RUN/7"], "checkpoints/7 does not exist"),
         (["--checkpoint", "RUN", "--top-p", "0"], "top_p = 0.0 must lie above 0"),
         (["--checkpoint", "RUN", "--temperature", "hot"], "hot"),
+        (["--checkpoint", "RUN", "--max-tokens", "0"], "max_tokens = 0 must be at least 1"),
+        (["--checkpoint", "RUN/config.json"], "is a file; give the folder of a run"),
         (["--checkpoint", "RUN", "--temprature", "1"], "did you mean --temperature?"),
     ],
     ids=str,
@@ -52,6 +54,11 @@ def test_what_is_wrong_is_told_in_one_line(runs, run, flags, message):
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("lmtiny: error: ") and message in line
+
+
+def test_a_conversation_is_not_begun_with_what_would_end_it(runs, run):
+    done = chat(runs, "--checkpoint", run, "--top-k", "-1", text="x\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "lmtiny: error: top_k = -1 must not be negative\n")
 
 
 def test_another_tokenizer_is_refused(runs, run, tmp_path):

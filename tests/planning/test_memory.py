@@ -168,6 +168,25 @@ def test_advice_is_the_first_value_that_fits():
         assert {"train.accumulation": expected} in alone, (expected, alone)
 
 
+def test_where_nothing_else_fits_a_smaller_batch_is_advised():
+    config = small_config(**{"train.batch_size": 2**40})  # whose divisors are not looked for one by one
+    room = chip_of(memory.memory(small_config(**{"train.batch_size": 2**12}), ONE).needed)
+    (found,) = fit.advice(config, ONE, room)
+    assert list(found.overrides) == ["train.batch_size"] and 2**9 <= found.overrides["train.batch_size"] <= 2**12
+    assert found.needed <= room.memory
+
+
+def test_a_validation_row_that_no_device_holds_is_refused():
+    config = small_config(**{"evaluation.context_length": 64 * 10**6})
+    with pytest.raises(UserError, match=r"evaluation\.context_length = 64,000,000: a row needs .* or a train\.loss_chunk"):
+        fit.refuse_if_too_large(config, ONE, chip_of(2**35))
+    config.train.loss_chunk = 512
+    with pytest.raises(UserError, match=r"a row needs .* GiB or more on each device, which has 32\.0; give a shorter one$"):
+        fit.refuse_if_too_large(config, ONE, chip_of(2**35))
+    config.evaluation.context_length = 6_400_000
+    fit.refuse_if_too_large(config, ONE, chip_of(2**35))
+
+
 def test_a_value_that_the_config_cannot_have_is_passed_over():
     narrow = {"model.width": 24, "model.num_heads": 2, "train.batch_size": 16, "optimizer.name": "adamw"}
     with pytest.raises(UserError):
