@@ -128,7 +128,11 @@ def expected(config, params, tokens_BT):
     return loss_and_gradient(config, params, tokens_BT)
 
 
-@pytest.mark.parametrize("other", [{"scan_layers": True}, {"remat": "block"}, {"scan_layers": True, "remat": "dots"}], ids=str)
+@pytest.mark.parametrize(
+    "other",
+    [pytest.param({"scan_layers": True}, marks=pytest.mark.exhaustive), {"remat": "block"}, {"scan_layers": True, "remat": "dots"}],
+    ids=str,
+)
 def test_scan_and_remat_change_nothing(expected, params, config, tokens_BT, other):
     changed = config.copy_and_resolve_references()
     changed.model.update(other)

@@ -173,7 +173,7 @@ def one_device_that_looks_up(few_tokens, trained_tables):
 @pytest.mark.parametrize(
     ("mesh", "changes"),
     [
-        (CUBE, {}),
+        thoroughly(CUBE, {}),
         ({"pipeline": 2, "context": 2, "tensor": 2}, {}),
         ({"pipeline": 2, "tensor": 2, "data": 2}, {"train.loss_chunk": 5}),
         thoroughly({"pipeline": 4, "tensor": 2}, {"model.scan_layers": False}),
@@ -234,7 +234,7 @@ def test_chunked_loss_never_holds_all_logits():
 @pytest.mark.parametrize(
     ("name", "mesh", "changes"),
     [
-        thoroughly("adamw", CUBE, {}), thoroughly("muon", CUBE, {}), ("muon", {"pipeline": 2, "fsdp": 2, "context": 2}, {}),
+        thoroughly("adamw", CUBE, {}), thoroughly("muon", CUBE, {}), thoroughly("muon", {"pipeline": 2, "fsdp": 2, "context": 2}, {}),
         ("adamw", {"fsdp": 4, "zero": 1}, {}), ("muon", {"pipeline": 2, "tensor": 2, "fsdp": 2}, LOOKED_UP),
     ],
     ids=str,

@@ -55,6 +55,7 @@ def test_what_no_knob_helps_is_told_of_the_survey():
     assert done.returncode == 3 and "no knob makes it fit here: take more devices, --survey v5e says how many it takes" in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_survey_takes_the_fewest_microbatches_that_fit(tmp_path):
     done = plan("--config", str(ROOT / "configs" / "d12.py"), "--survey", "v5e", "--json", str(tmp_path / "survey.json"))
     assert done.returncode == 0, done.stderr
