@@ -33,8 +33,12 @@ def small_config(**changes):
 def trained(config):
     """Weights as after some training: the gates' start at zero."""
     params = size.init_params(config)
-    keys = iter(jax.random.split(jax.random.key(5), 100))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), params)
+    random = np.random.default_rng(5)
+    return jax.tree.map(lambda x: x + 0.3 * random.normal(size=x.shape).astype(np.float32), params)
+
+
+def losses_BT(graph, params, tokens, config):
+    return jax.jit(lambda params: token_losses(graph, params, jnp.array(tokens), BOS, config)[1])(params)
 
 
 def documents(seed=0, rows=2, length=25):
@@ -70,11 +74,11 @@ def test_the_mixture_by_hand():
     params = jax.device_get(trained(config))
     tokens, segments = documents()
     graph, _, _ = size.abstract(config)
-    _, nll_BT, _, _ = token_losses(graph, params, jnp.array(tokens), BOS, config)
-    model = nnx.merge(graph, params)
+    nll_BT = losses_BT(graph, params, tokens, config)
+    hidden = jax.jit(lambda params, *args: nnx.merge(graph, params).hidden(*args)[0])
     inputs = tokens[:, :-1]
     positions = np.concatenate([np.arange(part) for part in (10, 14, 14, 10)]).reshape(2, 24).astype(np.int32)
-    x_BTD = np.array(model.hidden(jnp.array(inputs), jnp.array(positions), jnp.array(segments[:, :-1]))[0])
+    x_BTD = np.array(hidden(params, inputs, positions, segments[:, :-1]))
     gates = params["copying"]
     for row in range(2):
         for here in range(24):
@@ -101,10 +105,11 @@ def test_what_is_trained_is_what_is_sampled_from(mask_documents):
     if not mask_documents:
         tokens = np.where(tokens == BOS, 3, tokens)
         segments = np.zeros_like(tokens)
-    _, nll_BT, _, _ = token_losses(graph, params, jnp.array(tokens), BOS, config)
+    nll_BT = losses_BT(graph, params, tokens, config)
     starts = np.maximum.accumulate(np.where(np.diff(segments, axis=1, prepend=-1) != 0, np.arange(25), 0), axis=1)
     positions = (np.arange(25) - starts)[:, :-1].astype(np.int32)
-    logits_BTV, _ = nnx.merge(graph, params)(jnp.array(tokens[:, :-1]), jnp.array(positions), jnp.array(segments[:, :-1]))
+    model = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args)[0])
+    logits_BTV = model(params, tokens[:, :-1], positions, segments[:, :-1])
     np.testing.assert_allclose(jax.nn.logsumexp(logits_BTV, axis=-1), 0, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(logits_BTV, tokens[:, 1:, None], axis=2)[..., 0], -nll_BT, rtol=2e-5, atol=2e-5)
 

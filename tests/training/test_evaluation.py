@@ -73,7 +73,7 @@ def test_each_token_is_scored_with_its_whole_row_before_it(tmp_path, kind, devic
     with jax.set_mesh(mesh):
         state = init_state(config, make_optimizer(config, size.abstract(config)[2]), mesh)
         # Tables of induction and n-grams begin at zero, where no context could be told from another.
-        params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), state.params)
+        params = jax.tree.map(lambda x: x + 0.3 * random.normal(size=x.shape).astype(np.float32), state.params)
         validated = for_validation(config, mesh)
         batches = validation_batches(data, validated, validated.train.batch_size, num_rows=5)
         eval_step = make_eval_step(validated, mesh, data.bos_id)

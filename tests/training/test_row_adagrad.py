@@ -40,12 +40,12 @@ def trained(config):
 def test_gradients_of_the_rows_are_those_of_the_whole_table(accumulation):
     config = small_config(**{"train.accumulation": accumulation})
     params = trained(config)
-    _, grads, weight, _, rows = make_gradients(config, BOS)(params, TOKENS, jax.random.key(0), jnp.float32(1))
+    _, grads, weight, _, rows = jax.jit(make_gradients(config, BOS))(params, TOKENS, jax.random.key(0), jnp.float32(1))
 
     def loss(params):
         return token_losses(size.abstract(config)[0], params, TOKENS, BOS, config)[0] / weight
 
-    whole = jax.grad(loss)(params)
+    whole = jax.jit(jax.grad(loss))(params)
     found = np.zeros((ROWS, 16), np.float32)
     there = np.array(rows) < ROWS
     assert len(np.unique(rows)) == len(rows)
