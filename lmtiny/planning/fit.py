@@ -72,7 +72,7 @@ def _refuse_rows_too_long(config: ml_collections.ConfigDict, shape: Shape, chip:
         return
     z, model = sizes(config, shape), config.model
     time = length // shape["context"]
-    logits = (config.train.loss_chunk or time) * z.V * 4
+    logits = min(config.train.loss_chunk or time, time) * z.V * 4
     needed = max(time * (z.F + model.width) * z.c, logits)
     if needed > chip.memory:
         whole = " or a train.loss_chunk" if logits == needed and not config.train.loss_chunk else ""

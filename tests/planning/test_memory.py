@@ -184,7 +184,8 @@ def test_a_validation_row_that_no_device_holds_is_refused():
     with pytest.raises(UserError, match=r"a row needs .* GiB or more on each device, which has 32\.0; give a shorter one$"):
         fit.refuse_if_too_large(config, ONE, chip_of(2**35))
     config.evaluation.context_length = 6_400_000
-    fit.refuse_if_too_large(config, ONE, chip_of(2**35))
+    for config.train.loss_chunk in (0, 512, 2**40):
+        fit.refuse_if_too_large(config, ONE, chip_of(2**35))
 
 
 def test_a_value_that_the_config_cannot_have_is_passed_over():
