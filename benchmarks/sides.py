@@ -1,4 +1,7 @@
-"""The two sides of benchmarks/equal_time.py: each learns its tokenizer, times its steps, trains for the minutes given, is scored."""
+"""The two sides of benchmarks/equal_time.py: each learns its tokenizer, times its steps, trains for the minutes given, is scored.
+
+`program` and `run`, which start them, serve other benchmarks too.
+"""
 
 import itertools
 import json

@@ -32,16 +32,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> int:
     args = command_line.parse_plain(__doc__, flags)
+    if args.prompt == "":
+        raise UserError("--prompt is empty: give a text to go on with")
 
     # Imported once the command line is known to be right: --help and refusals answer at once.
     with ctrl_c.imports():
         from lmtiny.parallel import host
         from lmtiny.parallel.mesh import use_compile_cache
-        from lmtiny.sampling.generate import Decoder, refuse_unusable
+        from lmtiny.sampling.generate import Decoder, refuse_settings
         from lmtiny.sampling.load import load_model
         from lmtiny.tokenizer import StreamDecoder, warning_about
 
-    refuse_unusable(args.max_tokens, args.temperature, args.top_k, args.top_p)
+    refuse_settings(args.max_tokens, args.temperature, args.top_k, args.top_p)
     host.leave_out_missing_tpu()
     use_compile_cache()
     model = load_model(args.checkpoint)
@@ -51,8 +53,6 @@ def main() -> int:
     if warning := warning_about(model.tokenizer):
         console.warn(warning)
     turn = 0
-    if args.prompt == "":
-        raise UserError("--prompt is empty: give a text to go on with")
     while prompt := args.prompt if args.prompt is not None else _ask():
         text = StreamDecoder(model.tokenizer)
         for token in decoder.generate(

@@ -74,7 +74,7 @@ def main() -> int:
     chip, num_devices, num_slices = devices_of(args, target)
 
     from lmtiny import config as config_lib
-    from lmtiny.planning import meshes, shapes, traffic
+    from lmtiny.planning import fit, meshes, shapes, traffic
     from lmtiny.planning.memory import memory_on
     from lmtiny.planning.roofline import roofline
 
@@ -82,6 +82,7 @@ def main() -> int:
         config = meshes.with_mesh(config, meshes.parse(args.mesh) if args.mesh else meshes.suggest(config, num_devices, num_slices))
     shape = config_lib.mesh_shape(config, num_devices)
     config = shapes.with_attention(config, shape, chip)
+    fit.refuse_rows_too_long(config, shape, chip)
     console.say(f"{config.name} on {target.name if target else f'{num_devices} x {chip.name}'}, mesh: {meshes.name(shape)}")
     z = shapes.sizes(config, shape)
     each = f"{console.counted(z.b, 'row')} of {z.T:,} tokens on each device"

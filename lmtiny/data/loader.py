@@ -102,7 +102,7 @@ def batches(
 
     # Small batches are read several at a time: a call costs as much as reading a dozen rows.
     at_once = max(1, BLOCK_TOKENS // max(1, count * rows.context_length))
-    end = sys.maxsize // batch_size
+    end = sys.maxsize // batch_size  # of an endless order, as far as grain counts
 
     def block(start: int) -> np.ndarray:
         steps = np.arange(start, min(start + at_once, end))

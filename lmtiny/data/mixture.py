@@ -34,7 +34,7 @@ def refuse_unless_filled(mixture: list[dict[str, Any]]) -> None:
 def order(
     mixture: list[dict[str, Any]], num_rows: int, per_stored: int, config: ml_collections.ConfigDict
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the endless order that training reads rows in: from int64[...] places in it to the int64[...] rows that stand there.
+    """Returns a function: int64[n] places in the endless order that training reads -> int64[n] numbers of the rows there.
 
     Of sources that are mixed by weight each is shuffled by itself, each time anew, and read as often as its share asks for.
     `mixture`: of the manifest; `per_stored`: rows of a batch that a stored row makes.
@@ -49,12 +49,12 @@ def order(
     mixed = grain.MapDataset.mix(each, [wanted[one["source"]] for one in mixture])
 
     def rows_at(places: np.ndarray) -> np.ndarray:
-        source_and_place = np.array([mixed[place] for place in places.ravel().tolist()], np.int64).reshape(-1, 2)
-        rows = np.empty(len(source_and_place), np.int64)
+        source_and_place = np.array([mixed[place] for place in places.tolist()], np.int64).reshape(-1, 2)
+        rows = np.empty_like(places)
         for number, count in enumerate(counts):
             own = source_and_place[:, 0] == number
             rows[own] = firsts[number] + shuffle.rows_at(source_and_place[own, 1], count, (config.seed + number) % 2**32)
-        return rows.reshape(places.shape)
+        return rows
 
     return rows_at
 

@@ -224,9 +224,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         sides = _sides(run, documents, facts, held_out, config, work)
         key = digest([path.name for path in sides])[:16]
         split_told.say(facts, sides, refined or report.counted(documents))
-        split_told.warn_of_little(facts, sides, config)
-        if not any(held_out):
-            split_told.warn_of_much(facts, sides, config)
+        split_told.warn(facts, sides, not any(held_out), config)
         tokenizer_folder = work / f"tokenizer-{digest(key, depends_on)[:16]}"
         learning.tokenizer_for(config, given, documents, facts, sides, mixed, tokenizer_folder)
         known = tokenizer.load(tokenizer_folder)

@@ -1,10 +1,11 @@
 """The order of rows that shuffles each epoch anew, asked for many rows at once.
 
-It is grain's `MapDataset.range(count).seed(seed).shuffle().repeat()`, which answers for one row at a time and lets go of
-Python's lock for each: two threads that read rows spend most of their time handing it to each other.
+It is that of grain's `MapDataset.range(count).seed(seed).shuffle().repeat()`, which answers for one row at a time and lets go
+of Python's GIL for each: threads that read rows spend most of their time handing it to each other (docs/log.md).
 """
 
 import functools
+import math
 
 import numpy as np
 
@@ -30,7 +31,8 @@ def _seed_of_shuffle(seed: int) -> int:
 
 
 def _permuted(places: np.ndarray, count: int, seed: int) -> np.ndarray:
-    bits = max(SMALLEST, (count - 1).bit_length() + (count - 1).bit_length() % 2)
+    """Returns int64[...]: the rows at these places of one epoch, whose seed this is."""
+    bits = max(SMALLEST, 2 * math.ceil((count - 1).bit_length() / 2))  # an even number of them: two words
     if bits == SMALLEST:
         return _small_permutation(count, seed)[places]
     # Cycle walking: what is encrypted to a number past the last row is encrypted again (Black and Rogaway 2002, "Ciphers with

@@ -1,4 +1,4 @@
-"""What became of the documents, told before they are encoded: a table of the sides and of what was dropped, and a warning."""
+"""What became of the documents, told before they are encoded: a table of the sides and of what was dropped, and warnings."""
 
 import pathlib
 
@@ -11,8 +11,8 @@ from lmtiny.data import report
 from lmtiny.errors import NothingLeft
 from lmtiny.refining import Tally, tally
 
-MUCH = 3  # times the share that was asked for
 FEW_BYTES = 4000  # of validation text, about 1,000 tokens: over less, a loss is much of it chance
+MUCH = 3  # times the share of validation text that was asked for
 
 
 def say(facts: list[np.ndarray], sides: list[pathlib.Path], counts: Tally) -> None:
@@ -20,7 +20,7 @@ def say(facts: list[np.ndarray], sides: list[pathlib.Path], counts: Tally) -> No
 
     `counts` has what was read, and what was dropped or altered before the split.
     """
-    all_sides, sizes = np.concatenate([np.load(path) for path in sides]), np.concatenate([one["bytes"] for one in facts])
+    all_sides, sizes = _of_documents(facts, sides)
     rows = [
         (what, int((all_sides == side).sum()), int(sizes[all_sides == side].sum()))
         for side, what in zip(Side, ("train", "validation", "dropped: exact copies", "dropped: near-duplicates of validation"), strict=True)
@@ -38,29 +38,27 @@ def say(facts: list[np.ndarray], sides: list[pathlib.Path], counts: Tally) -> No
         )
 
 
-def warn_of_little(facts: list[np.ndarray], sides: list[pathlib.Path], config: ml_collections.ConfigDict) -> None:
-    """Warns of a validation side that is next to nothing, before the work that it would spoil."""
-    held_out = [one["bytes"][np.load(path) == Side.VALIDATION] for one, path in zip(facts, sides, strict=True)]
-    if (num_bytes := sum(int(sizes.sum()) for sizes in held_out)) < FEW_BYTES:
-        amount = f"{console.counted(num_bytes, 'byte')} in {console.counted(sum(map(len, held_out)), 'document')}"
-        remedy = f"hold out {FEW_BYTES:,} or more with {_named(config)} or a larger corpus.validation_fraction"
+def warn(facts: list[np.ndarray], sides: list[pathlib.Path], by_hash: bool, config: ml_collections.ConfigDict) -> None:
+    """Warns of a validation side that is next to nothing, or far more than was asked for, before the work that it would spoil.
+
+    `by_hash`: documents were chosen by corpus.validation_fraction, none was named; of a few long ones that is any share of the text.
+    """
+    all_sides, sizes = _of_documents(facts, sides)
+    held_out, wanted = sizes[all_sides == Side.VALIDATION], config.corpus.validation_fraction
+    num_bytes = int(held_out.sum())
+    share = num_bytes / max(1, num_bytes + int(sizes[all_sides == Side.TRAIN].sum()))
+    named = "a source's validation" if config.corpus.kind == "sources" else "corpus.validation_path"
+    if num_bytes < FEW_BYTES:
+        amount = f"{console.counted(num_bytes, 'byte')} in {console.counted(len(held_out), 'document')}"
+        remedy = f"hold out {FEW_BYTES:,} or more with {named} or a larger corpus.validation_fraction"
         console.warn(f"only {amount} held out for validation: a loss over so little text says next to nothing; {remedy}")
-
-
-def _named(config: ml_collections.ConfigDict) -> str:
-    return "a source's validation" if config.corpus.kind == "sources" else "corpus.validation_path"
-
-
-def warn_of_much(facts: list[np.ndarray], sides: list[pathlib.Path], config: ml_collections.ConfigDict) -> None:
-    """Warns where documents chosen by hash are a far larger share of the text than was asked for, as one of a few long ones is."""
-    wanted = config.corpus.validation_fraction
-    of_side = {
-        side: sum(int(one["bytes"][np.load(path) == side].sum()) for one, path in zip(facts, sides, strict=True))
-        for side in (Side.TRAIN, Side.VALIDATION)
-    }
-    share = of_side[Side.VALIDATION] / max(1, sum(of_side.values()))
-    if share > MUCH * wanted and of_side[Side.VALIDATION] >= FEW_BYTES:  # of less there is a warning already
+    elif by_hash and share > MUCH * wanted:
         console.warn(
             f"{share:.0%} of the text is held out for validation, and corpus.validation_fraction is {wanted:g}: its documents are long and"
-            f" few; name what to hold out with {_named(config)}"
+            f" few; name what to hold out with {named}"
         )
+
+
+def _of_documents(facts: list[np.ndarray], sides: list[pathlib.Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (the Side, the bytes) of each document."""
+    return np.concatenate([np.load(path) for path in sides]), np.concatenate([one["bytes"] for one in facts])

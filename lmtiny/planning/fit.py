@@ -1,12 +1,13 @@
-"""Whether a train step fits into a device's memory, and what to lower if it does not."""
+"""Whether a train step and a validation row fit into a device's memory, and what to lower if the step does not."""
 
 import bisect
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
@@ -15,6 +16,7 @@ from lmtiny import console
 from lmtiny.errors import UserError
 from lmtiny.parallel.chips import GIB, Chip
 from lmtiny.planning.memory import memory_on
+from lmtiny.planning.meshes import divisors
 from lmtiny.planning.shapes import Shape, sizes
 
 REFUSED_ABOVE, WARNED_ABOVE = 1.10, 0.95  # of the memory there is: the formula is not exact
@@ -22,29 +24,30 @@ REFUSED_ABOVE, WARNED_ABOVE = 1.10, 0.95  # of the memory there is: the formula 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """Knobs to change, as the command line takes them, the bytes the step then needs, the config with them and its mesh."""
+    """Knobs to change, as the command line takes them, the config with them and its mesh; looked at on one kind of device."""
 
     overrides: dict[str, Any]
-    needed: float
     config: ml_collections.ConfigDict
     shape: Shape
+    chip: Chip
 
     @property
     def text(self) -> str:
         """The flags, as typed."""
         return " ".join(f"--config.{name}={value}" for name, value in self.overrides.items())
 
+    @functools.cached_property
+    def needed(self) -> float:
+        """Bytes of the step on each device, traced when they are first asked for: about half a second."""
+        return memory_on(self.chip, self.config, self.shape).needed
 
-class _Change(NamedTuple):
-    """Knobs to change, the config with them and its mesh."""
-
-    overrides: dict[str, Any]
-    config: ml_collections.ConfigDict
-    shape: Shape
+    @property
+    def fits(self) -> bool:
+        return self.needed <= WARNED_ABOVE * self.chip.memory
 
 
 def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: Chip | None) -> None:
-    """Raises UserError for a train step that clearly needs more memory than the device has; warns where it may.
+    """Raises UserError for a train step or a validation row that clearly needs more memory than the device has; warns where a step may.
 
     Args:
       shape: mesh axis -> devices (`config.mesh_shape`).
@@ -52,7 +55,7 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
     """
     if chip is None or not chip.memory:
         return
-    _refuse_rows_too_long(config, shape, chip)
+    refuse_rows_too_long(config, shape, chip)
     needed = memory_on(chip, config, shape).needed
     if needed <= WARNED_ABOVE * chip.memory:
         return
@@ -65,62 +68,67 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
     raise UserError(f"a train step needs {sizes_text}; {remedy}; python -m lmtiny.plan shows what takes the memory")
 
 
-def _refuse_rows_too_long(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> None:
-    """Raises UserError where a single validation row does not fit, by the largest array that its tokens need: a floor, not an estimate."""
+def refuse_rows_too_long(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> None:
+    """Raises UserError where one row of evaluation.context_length does not fit, by the largest array that it needs: a floor, no estimate.
+
+    A row as long as training's is left to the formula for the train step.
+    """
     length = config_lib.validation_length(config)
-    if length == config.model.context_length:
+    if length == config.model.context_length or not chip.memory:
         return
-    z, model = sizes(config, shape), config.model
+    z, chunk = sizes(config, shape), config.train.loss_chunk
     time = length // shape["context"]
-    logits = min(config.train.loss_chunk or time, time) * z.V * 4
-    needed = max(time * (z.F + model.width) * z.c, logits)
+    activations, logits = time * (z.D + z.F) * z.c, min(chunk or time, time) * z.V * 4
+    needed = max(activations, logits)
     if needed > chip.memory:
-        whole = " or a train.loss_chunk" if logits == needed and not config.train.loss_chunk else ""
+        remedy = "give a shorter one, or a train.loss_chunk" if logits > activations and not chunk else "give a shorter one"
         raise UserError(
             f"evaluation.context_length = {length:,}: a row needs {needed / GIB:,.1f} GiB or more on each device, which has"
-            f" {chip.memory / GIB:,.1f}; give a shorter one{whole}"
+            f" {chip.memory / GIB:,.1f}; {remedy}"
         )
 
 
 def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Iterator[Advice]:
     """Yields what would make the step fit: each knob that does so alone, or else the first ones together, or else a smaller batch."""
-    changes = _changes(config, shape)
-    alone = False
+
+    def fits_with(before: dict[str, Any], name: str, values: list[Any]) -> tuple[Advice | None, list[Advice]]:
+        possible = _possible(config, shape, chip, before, name, values)
+        return _first_that_fits(possible), possible
+
+    changes, alone = _changes(config, shape), False
     for name, values in changes:
-        if found := _first_that_fits(chip, _possible(config, shape, {}, name, values)):
+        if found := fits_with({}, name, values)[0]:
             alone = True
             yield found
+    if alone:
+        return
     together: dict[str, Any] = {}
-    for name, values in [] if alone else changes:
-        if not (possible := _possible(config, shape, together, name, values)):
-            continue
-        if found := _first_that_fits(chip, possible):
+    for name, values in changes:
+        found, possible = fits_with(together, name, values)
+        if found:
             yield found
             return
-        together = possible[-1].overrides
-    if not alone and (found := _first_that_fits(chip, _possible(config, shape, {}, "train.batch_size", _smaller_batches(config, shape)))):
+        together = possible[-1].overrides if possible else together
+    if found := fits_with({}, "train.batch_size", _smaller_batches(config, shape))[0]:
         yield found
 
 
-def _possible(config: ml_collections.ConfigDict, shape: Shape, before: dict[str, Any], name: str, values: list[Any]) -> list[_Change]:
-    """Returns the config with each of these values, but those that it cannot have."""
+def _possible(
+    config: ml_collections.ConfigDict, shape: Shape, chip: Chip, before: dict[str, Any], name: str, values: list[Any]
+) -> list[Advice]:
+    """Returns the config with `before` and each of these values, but for those that it cannot have."""
     possible = []
     for value in values:
         with contextlib.suppress(UserError):
             overrides = before | {name: value}
-            possible.append(_Change(overrides, *_changed(config, shape, overrides)))
+            possible.append(Advice(overrides, *_changed(config, shape, overrides), chip))
     return possible
 
 
-def _first_that_fits(chip: Chip, changes: list[_Change]) -> Advice | None:
-    """Returns the first of changes that need less and less memory, by halves: each look takes half a second."""
-    first = bisect.bisect_left(changes, True, key=lambda change: _that_fits(chip, change) is not None)
-    return _that_fits(chip, changes[first]) if first < len(changes) else None
-
-
-def _that_fits(chip: Chip, change: _Change) -> Advice | None:
-    needed = memory_on(chip, change.config, change.shape).needed
-    return Advice(change.overrides, needed, change.config, change.shape) if needed <= WARNED_ABOVE * chip.memory else None
+def _first_that_fits(possible: list[Advice]) -> Advice | None:
+    """Returns the first that fits of some that need less and less memory, by halves."""
+    first = bisect.bisect_left(possible, True, key=lambda one: one.fits)
+    return possible[first] if first < len(possible) else None
 
 
 def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str, list[Any]]]:
@@ -129,7 +137,7 @@ def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str,
     tokens, chunk = z.b * z.T, train.loss_chunk or z.b * z.T
     splits = shape["data"] * shape["fsdp"] * shape["expert"]
     rows = train.batch_size // splits
-    accumulations = [divisor for divisor in _divisors(rows) if divisor > train.accumulation]
+    accumulations = [divisor for divisor in divisors(rows) if divisor > train.accumulation]
     changes: list[tuple[str, list[Any]]] = [
         ("train.loss_chunk", [size for size in (8192, 4096, 2048, 1024) if size < min(chunk, tokens)]),
         ("model.remat", ["block"] if config.model.remat != "block" else []),
@@ -137,11 +145,6 @@ def _changes(config: ml_collections.ConfigDict, shape: Shape) -> list[tuple[str,
         ("parallel.fsdp", [shape["fsdp"] * more for more in range(2, shape["data"] + 1) if shape["data"] % more == 0]),
     ]
     return [change for change in changes if change[1]]
-
-
-def _divisors(number: int) -> list[int]:
-    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
-    return sorted({*small, *(number // divisor for divisor in small)})
 
 
 def _smaller_batches(config: ml_collections.ConfigDict, shape: Shape) -> list[int]:

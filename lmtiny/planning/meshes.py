@@ -52,8 +52,8 @@ def suggest(config: ml_collections.ConfigDict, num_devices: int, num_slices: int
     inside = num_devices // num_slices
     experts = int(config.model.get("num_experts", 0) or 0)
     problem: UserError | None = None
-    for split in [tensor] if tensor else _divisors(inside):
-        for fsdp in reversed(_divisors(inside // split)):
+    for split in [tensor] if tensor else divisors(inside):
+        for fsdp in reversed(divisors(inside // split)):
             # With experts, an expert axis takes what it can of what fsdp would have had.
             expert = math.gcd(experts, fsdp) if experts else 1
             shape = {"data": num_devices // (split * fsdp), "fsdp": fsdp // expert, "expert": expert, "tensor": split}
@@ -71,5 +71,7 @@ def name(shape: dict[str, int]) -> str:
     return " x ".join(f"{axis} {count}" for axis, count in shape.items() if count > 1) or "one device"
 
 
-def _divisors(number: int) -> list[int]:
-    return [one for one in range(1, number + 1) if number % one == 0]
+def divisors(number: int) -> list[int]:
+    """Returns the whole numbers that divide it, ascending."""
+    small = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    return sorted({*small, *(number // one for one in small)})

@@ -57,7 +57,7 @@ class Decoder:
         Raises:
           UserError: an empty prompt, or sampling settings that mean nothing.
         """
-        refuse_unusable(max_tokens, temperature, top_k, top_p)
+        refuse_settings(max_tokens, temperature, top_k, top_p)
         if not prompt:
             raise UserError("the prompt is empty")
         cut = (jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
@@ -81,7 +81,7 @@ class Decoder:
             yield history[-1]
 
 
-def refuse_unusable(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+def refuse_settings(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
     """Raises UserError for settings of sampling that mean nothing."""
     for problem, is_so in (
         (f"max_tokens = {max_tokens} must be at least 1", max_tokens < 1),

@@ -26,7 +26,7 @@ VARIANTS = {
     "experts": {"num_experts": 4, "activation": "swiglu", "mlp_ratio": 1.0},
     "kaiming": {"mlp_ratio": 3.0, "init": "kaiming", "vocab_multiple": 128},
 }  # fmt: skip
-TIME = 12
+TIME = 12  # shorter pieces are 1, 3, 5, 7 and 8 long in all tests: each new length is compiled anew, most of this file's time
 
 
 def tiny_config(**model):
@@ -91,9 +91,6 @@ def test_causal_by_values(model, params, tokens_BT):
     before, after = np.array(model(params, tokens_BT)[0]), np.array(model(params, changed)[0])
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert (before[:, 7:] != after[:, 7:]).any(axis=(0, 2)).all()
-
-
-# Lengths and shapes come again from test to test: each new one is compiled anew, which takes most of this file's time.
 
 
 @pytest.mark.parametrize("pieces", [[1] * TIME, [8, 1, 3]], ids=str)

@@ -154,6 +154,7 @@ def damaged(step, how):
         step.mkdir()
 
 
+# Step -> how its checkpoint is damaged, and what is told of it.
 HOW_DAMAGED = {12: ("flipped", "its hash differs"), 11: ("truncated", "bytes, not"), 10: ("missing", "is missing"),
                9: ("manifest", "cannot be read"), 8: ("empty", "cut short")}  # fmt: skip
 

@@ -178,7 +178,7 @@ def test_where_nothing_else_fits_a_smaller_batch_is_advised():
 
 def test_a_validation_row_that_no_device_holds_is_refused():
     config = small_config(**{"evaluation.context_length": 64 * 10**6})
-    with pytest.raises(UserError, match=r"evaluation\.context_length = 64,000,000: a row needs .* or a train\.loss_chunk"):
+    with pytest.raises(UserError, match=r"evaluation\.context_length = 64,000,000: a row needs .*, or a train\.loss_chunk$"):
         fit.refuse_if_too_large(config, ONE, chip_of(2**35))
     config.train.loss_chunk = 512
     with pytest.raises(UserError, match=r"a row needs .* GiB or more on each device, which has 32\.0; give a shorter one$"):
