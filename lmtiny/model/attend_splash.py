@@ -9,9 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info_lib
+
+# jax's kernel is imported inside the functions: every program imports this file, and most never run it (0.08 s).
 
 LANES = 128  # T must be a multiple of this: the kernel lays keys along the lanes of a vector register
 LARGEST_BLOCK = 512  # rows and columns of scores in one step of the kernel
@@ -40,6 +39,8 @@ def attend_splash(
 def _run(
     q_BTHN: jax.Array, k_BTKN: jax.Array, v_BTKN: jax.Array, segments_BT: jax.Array | None, *, window: int, soft_cap: float, interpret: bool
 ) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
+
     num_queries, num_heads, head_dim = q_BTHN.shape[1:]
     *masks, mask_function = _block_masks(num_queries, num_heads, window)
     blocks: dict[str, Any] = dict.fromkeys(_BLOCKS, _block_size(num_queries))
@@ -68,6 +69,9 @@ def _block_masks(num_queries: int, num_heads: int, window: int) -> tuple[Any, ..
 
     jax's `make_splash_mha` does the same each time that it is called: seconds for 32,768 tokens, for every layer.
     """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info_lib
+
     shape, block = (num_queries, num_queries), _block_size(num_queries)
     one_head = mask_lib.CausalMask(shape) if window >= num_queries else mask_lib.LocalMask(shape, window_size=(window - 1, 0), offset=0)
     mask = mask_lib.MultiHeadMask([one_head] * num_heads)
