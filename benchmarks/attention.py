@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import steps
 
+from lmtiny import console
 from lmtiny.model.attend import attend
 from lmtiny.parallel import host
 
@@ -70,4 +71,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    console.run_main(main)

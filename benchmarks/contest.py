@@ -15,7 +15,7 @@ LOSS_EVERY = 10  # steps between two looks at the loss
 
 
 def lmtiny_config(shape, dtype, overrides):
-    """Returns lmtiny's config of nanoGPT's model: LayerNorm, GELU, learned positions, tied, no biases, AdamW."""
+    """Returns lmtiny's config of nanoGPT's model: LayerNorm, GELU, learned positions, tied, no biases but those of norms, AdamW."""
     from lmtiny import config as config_lib
 
     layers, heads, width, length, batch, vocabulary = shape

@@ -10,12 +10,13 @@ is run without --time.  It prints a table, then one line of JSON.
 
 import math
 import os
-import sys
 
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 import steps
+
+from lmtiny import console
 
 SHAPE = {"model.num_layers": 4, "model.width": 128, "model.num_heads": 2, "model.scan_layers": True, "model.remat": "block",
          "train.batch_size": 1, "train.loss_chunk": 1024, "parallel.data": 1, "optimizer.name": "adamw"}  # fmt: skip
@@ -80,4 +81,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

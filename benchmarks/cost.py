@@ -11,13 +11,13 @@ against the formula; they need emulated devices.  Rows of the data set: the time
 
 import math
 import pathlib
-import sys
 import time
 
 import jax
 import numpy as np
 import steps
 
+from lmtiny import console
 from lmtiny.data import shuffle
 from lmtiny.model import size
 from lmtiny.parallel import host
@@ -130,4 +130,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

@@ -17,7 +17,10 @@ import os
 import sys
 
 import contest
+import flags
 import sides
+
+from lmtiny import console
 
 SHAPES = {  # layers, heads, width, T, batch, vocabulary
     "laptop": (4, 4, 128, 64, 12, 65),
@@ -54,6 +57,7 @@ def main():
         contest.serve(lambda: make(*args.work, args))
         return
     args.peer_python = sides.program(args.peer_python)
+    flags.refuse_unless_checkout(args.peer, "model.py", "nanoGPT")
     wanted = [("ours", kind, sys.executable) for kind in args.ours.split(",")]
     wanted += [("peer", kind, args.peer_python) for kind in args.peers.split(",") if args.peer]
     same = [os.path.abspath(__file__), "--shape", args.shape, "--peer", args.peer]
@@ -75,4 +79,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    console.run_main(main)

@@ -13,15 +13,18 @@ import json
 import pathlib
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
+import flags
 import sides
 import steps
-import tiktoken
+
+with flags.needed("pip install tiktoken"):
+    import tiktoken
 
 from lmtiny import config as config_lib
+from lmtiny import console
 from lmtiny.data import loader, preparation
 from lmtiny.parallel import host
 from lmtiny.parallel import mesh as mesh_lib
@@ -150,4 +153,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

@@ -35,7 +35,10 @@ import subprocess
 import sys
 import tempfile
 
+import flags
 from sides import ours, peer, program, say, steps_for
+
+from lmtiny import console
 
 HELD_OUT = 2  # books
 PEER_FLAGS = "--depth=4 --head-dim=64 --device-batch-size=8 --total-batch-size=2048"
@@ -53,8 +56,6 @@ def check_books(args):
         raise SystemExit(f"--books {args.books}: {len(books)} .txt books; at least {HELD_OUT + 1} are needed, {HELD_OUT} of them held out")
     if args.minutes <= 0 or args.seeds < 1:
         raise SystemExit("--minutes must be above 0, --seeds at least 1")
-    if wrong := [text for text in args.set if "=" not in text]:
-        raise SystemExit(f"--set {wrong[0]}: must be KNOB=VALUE")
     return books
 
 
@@ -104,12 +105,8 @@ def compare(args):
     """Does all of it and prints the table and the record."""
     books = check(args)
     from lmtiny import config as config_lib
-    from lmtiny.errors import UserError
 
-    try:
-        config = config_lib.load(args.config, dict(text.split("=", 1) for text in args.set))
-    except UserError as error:
-        raise SystemExit(str(error)) from None
+    config = config_lib.load(args.config, flags.overrides(args))
     if args.work:
         os.makedirs(args.work, exist_ok=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix="equal_time-", dir=args.work)).resolve()
@@ -182,7 +179,7 @@ def main():
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torch and nanochat's needs (default: this one)")
     parser.add_argument("--minutes", type=float, default=5.0, help="of training, without compilation")
     parser.add_argument("--config", default=str(HERE.parents[1] / "configs" / "tiny.py"), help="lmtiny's config file")
-    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="another knob of lmtiny's config")
+    flags.add_set(parser)
     parser.add_argument("--peer-flags", default=PEER_FLAGS, help=f"of nanochat's base_train (default: {PEER_FLAGS})")
     parser.add_argument("--only", choices=("ours", "peer"), help="one side alone")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each side")
@@ -196,4 +193,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    console.run_main(main)

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py                                                     lmtiny alone, and its parts one by one
     python benchmarks/gpu.py --peer NANOGPT --peer-python TORCH_ENV/bin/python   beside nanoGPT (compiled, flash attention)
-    python benchmarks/gpu.py --set model.num_layers=2 --set model.width=128 --set model.context_length=64 --rows 2,2   a rehearsal on a CPU
+    python benchmarks/gpu.py --rehearse                                          small shapes on what is here, a CPU for one
 
 Rows hold one document each (model.mask_documents=false), as nanoGPT's do, so that cuDNN's flash attention may run.
 MFU is given in both countings: attention over all T x T scores ("full"), and over those that causality leaves ("causal").
@@ -18,10 +18,15 @@ import sys
 import time
 
 import contest
+import flags
 import sides
+
+from lmtiny import console
+from lmtiny.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = ("gpt2_124m", "d12")
+REHEARSAL = {"model.num_layers": "2", "model.width": "128", "model.num_heads": "2", "model.context_length": "64"}
 FITTING = {"train.accumulation": "1", "model.mask_documents": "false", "model.scan_layers": "false", "model.remat": "none"}
 
 
@@ -45,11 +50,14 @@ def work(who, name, rows, args):
     if who == "ours":
         contest.serve(lambda: contest.lmtiny_steps(config_of(name, rows, overrides_of(args))))
     else:
-        contest.serve(lambda: contest.nanogpt_steps(args.peer, tuple(json.loads(name)), "compiled", "bfloat16", args.peer_device))
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        contest.serve(lambda: contest.nanogpt_steps(args.peer, tuple(json.loads(name)), "compiled", "bfloat16", device))
 
 
 def overrides_of(args):
-    return dict(text.split("=", 1) for text in args.set)
+    return (REHEARSAL if args.rehearse else {}) | flags.overrides(args)
 
 
 def steps_of(name, rows, args):
@@ -58,7 +66,7 @@ def steps_of(name, rows, args):
     from lmtiny.parallel import mesh
 
     config = config_of(name, rows, overrides_of(args))
-    same = [os.path.abspath(__file__), "--peer", args.peer, "--peer-device", args.peer_device, *(f"--set={text}" for text in args.set)]
+    same = [os.path.abspath(__file__), "--peer", args.peer, *["--rehearse"] * args.rehearse, *(f"--set={text}" for text in args.set)]
     wanted = [("ours", name, sys.executable)]
     if args.peer:
         wanted.append(("peer", json.dumps(shape_of(config)), args.peer_python))
@@ -142,15 +150,26 @@ def timed(run, *arrays):
     return statistics.median(times) * 1e3
 
 
+def refuse_without_gpu(args):
+    """A CPU would take 43 GB and hours for these shapes."""
+    import jax
+
+    if not args.rehearse and jax.default_backend() != "gpu":
+        raise UserError(
+            f"jax finds no GPU here, only {jax.devices()[0].platform}: where there is one, pip install -e '.[cuda]'; --rehearse takes "
+            "small shapes on what is here"
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", default="", help="folder of nanoGPT; without it only lmtiny is timed")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torch (default: this one)")
-    parser.add_argument("--peer-device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--rows", default="32,16", help="rows of a batch, for gpt2_124m and d12")
+    parser.add_argument("--rehearse", action="store_true", help="small shapes, on any device: shows that it runs; its numbers mean nothing")
+    parser.add_argument("--rows", type=int, nargs=2, metavar=("GPT2", "D12"), help="rows of a batch (default: 32 16)")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn, about")
-    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="another knob of lmtiny's configs")
+    flags.add_set(parser, "another knob of lmtiny's configs")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     # lmtiny and the peer lie in the device's memory side by side, so neither may take all of it at the start.
@@ -160,8 +179,10 @@ def main():
         work(who, name, int(rows), args)
         return
     args.peer_python = sides.program(args.peer_python)
+    flags.refuse_unless_checkout(args.peer, "model.py", "nanoGPT")
+    refuse_without_gpu(args)
     records = {}
-    for name, rows in zip(CONFIGS, map(int, args.rows.split(",")), strict=True):
+    for name, rows in zip(CONFIGS, args.rows or ((2, 2) if args.rehearse else (32, 16)), strict=True):
         records[name] = {"steps": steps_of(name, rows, args), "parts_ms": parts_of(name, rows, args)}
     import steps
 
@@ -169,4 +190,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    console.run_main(main)

@@ -4,9 +4,9 @@
     python benchmarks/loss_chunk.py --vocab 32768 --chunks 512 1024 2048
 """
 
-import sys
-
 import steps
+
+from lmtiny import console
 
 
 def main():
@@ -28,4 +28,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

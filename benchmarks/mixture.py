@@ -18,7 +18,10 @@ import statistics
 import sys
 import tempfile
 
+import flags
 from sides import run, say
+
+from lmtiny import console
 
 HERE = pathlib.Path(__file__).resolve()
 CONFIG = HERE.parents[1] / "configs" / "mixture.py"
@@ -53,11 +56,11 @@ def train(args, work, name, seed):
     knobs = {
         **corpus(name), "data.dir": folder / "prepared",
         "seed": seed, "train.num_steps": args.steps, "optimizer.warmup_steps": 20, "evaluation.every": 0, "evaluation.sample_every": 0,
-        "evaluation.rows": 10**6, "checkpoint.every": 0, **dict(text.split("=", 1) for text in args.set),
+        "evaluation.rows": 10**6, "checkpoint.every": 0, **flags.overrides(args),
     }  # fmt: skip
     command = [sys.executable, "-m", "lmtiny.train", "--config", str(CONFIG)]
-    flags = [f"--config.{knob}={value}" for knob, value in knobs.items()]
-    run([*command, "--workdir", str(folder / f"seed{seed}"), *flags], work / f"{folder.name}-{seed}.log", work)
+    given = [f"--config.{knob}={value}" for knob, value in knobs.items()]
+    run([*command, "--workdir", str(folder / f"seed{seed}"), *given], work / f"{folder.name}-{seed}.log", work)
     manifest = shards.read(folder / "prepared").manifest
     shares = {source: counts["train"][2] for source, counts in manifest["sources"].items()}
     return run_log.read_metrics(folder / f"seed{seed}")[-1]["validation_bits_per_byte"], manifest["splits"]["validation"]["bytes"], shares
@@ -69,12 +72,11 @@ def main():
     parser.add_argument("--steps", type=int, default=400, help="2,048 tokens each")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each way")
     parser.add_argument("--only", default=";".join(WEIGHTS), help="these ways, separated by semicolons")
-    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="another knob of the config")
+    flags.add_set(parser, "another knob of the config")
     parser.add_argument("--work", type=pathlib.Path, help="folder for what is made, kept (default: a temporary one)")
     args = parser.parse_args()
     args.data = args.data.resolve()
-    if missing := [name for name in ("books", "benchmarks") if not (args.data / name).exists()]:
-        raise SystemExit(f"--data {args.data} has no {missing[0]}")
+    flags.refuse_unless_there(args.data, "books", "benchmarks")
     if unknown := [name for name in args.only.split(";") if name not in WEIGHTS]:
         raise SystemExit(f"--only {unknown[0]}: there are {'; '.join(WEIGHTS)}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -100,4 +102,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    console.run_main(main)

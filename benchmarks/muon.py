@@ -7,12 +7,11 @@ The gradients of a few rows and the updates of all parameters are timed in turns
 rows' gradients, and one update; that is computed, not run.  On a mesh both are shared out (docs/parallelism.md).
 """
 
-import sys
-
 import jax
 import steps
 
 from lmtiny import config as config_lib
+from lmtiny import console
 from lmtiny.model import size
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.step import make_gradients
@@ -56,4 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

@@ -20,7 +20,10 @@ import sys
 import tempfile
 import time
 
+import flags
 from tokenization import varied
+
+from lmtiny import console
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -34,7 +37,7 @@ def spent():
 def prepared(args, folder, **knobs):
     """Returns (seconds of a core, seconds) of a preparation into `folder`; ends the program with its last line where it fails."""
     knobs = {"corpus.kind": "files", "corpus.path": os.path.abspath(args.text), "data.num_processes": 1, "data.dir": folder, **knobs}
-    knobs |= dict(text.split("=", 1) for text in args.set)
+    knobs |= flags.overrides(args)
     command = [sys.executable, "-m", "lmtiny.prepare", "--config", os.path.abspath(args.config)]
     command += [f"--config.{name}={value}" for name, value in knobs.items()]
     shutil.rmtree(folder, ignore_errors=True)
@@ -59,7 +62,7 @@ def main():
     parser.add_argument("--text", required=True, help="a folder of .txt files")
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.py"))
     parser.add_argument("--megabytes", type=float, help="the texts again and again, one word in fifty changed, up to so much")
-    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="a knob of the config")
+    flags.add_set(parser, "a knob of the config")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     texts = sorted(pathlib.Path(args.text).rglob("*.txt"))
@@ -85,4 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

@@ -16,15 +16,15 @@ import argparse
 import json
 import pathlib
 import statistics
-import sys
 import tempfile
 
+import flags
 import variants
 from equal_time import check_books, write_texts
 from sides import ours, say, steps_for
 
 from lmtiny import config as config_lib
-from lmtiny.errors import UserError
+from lmtiny import console
 
 HERE = pathlib.Path(__file__).resolve()
 TURNS = 15
@@ -45,7 +45,7 @@ def relative(base, knob, value):
 
 def changes(args, name):
     """Returns the knobs of a variant that differ from those of the config file, as "KNOB=VALUE"."""
-    base = config_lib.load(args.config, dict(text.split("=", 1) for text in args.set))
+    base = config_lib.load(args.config, flags.overrides(args))
     return [*args.set, *(f"{knob}={relative(base, knob, value)}" for knob, value in args.variants[name].items())]
 
 
@@ -168,7 +168,7 @@ def parsed():
     parser.add_argument("--books", help="folder of .txt books; the last two by name are held out; without it nothing is trained")
     parser.add_argument("--config", default=str(HERE.parents[1] / "configs" / "tiny.py"), help="the base")
     parser.add_argument("--questions", action="store_true", help="the questions' base and variants, not the recipe's")
-    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="another knob of the base")
+    flags.add_set(parser, "another knob of the base")
     parser.add_argument("--only", default="", help="these variants, separated by semicolons")
     parser.add_argument("--minutes", type=float, default=5.0, help="of training, without compilation")
     parser.add_argument("--tokens", action="store_true", help="as many tokens as the base has in that time, whatever time they take")
@@ -184,8 +184,6 @@ def parsed():
         raise SystemExit(f"--only {unknown[0]}: there are {'; '.join(args.variants)}")
     if args.plot and not pathlib.Path(args.plot).absolute().parent.is_dir():
         raise SystemExit(f"--plot {args.plot}: there is no such folder")
-    if wrong := [text for text in args.set if "=" not in text]:
-        raise SystemExit(f"--set {wrong[0]}: must be KNOB=VALUE")
     args.base = [args.config, args.minutes, *args.set]
     return args
 
@@ -206,22 +204,19 @@ def main():
             file.write(json.dumps(record) + "\n")
         records.append(record)
 
-    try:
-        if args.time:
-            for record in timed(args, args.names):
+    if args.time:
+        for record in timed(args, args.names):
+            keep(record)
+            say(f"{record['time']}: {record['ratio']:.3f} of the base's time, which took {record['base_ms']:.1f} ms a step")
+        return
+    if args.books:
+        if args.work:
+            pathlib.Path(args.work).mkdir(parents=True, exist_ok=True)
+        books = check_books(args)
+        for name in args.names:
+            for record in run(args, books, name):
                 keep(record)
-                say(f"{record['time']}: {record['ratio']:.3f} of the base's time, which took {record['base_ms']:.1f} ms a step")
-            return
-        if args.books:
-            if args.work:
-                pathlib.Path(args.work).mkdir(parents=True, exist_ok=True)
-            books = check_books(args)
-            for name in args.names:
-                for record in run(args, books, name):
-                    keep(record)
-                    say(f"{name}, seed {record['seed']}: {record['bits_per_byte']:.4f} bits per byte")
-    except UserError as error:
-        raise SystemExit(str(error)) from None
+                say(f"{name}, seed {record['seed']}: {record['bits_per_byte']:.4f} bits per byte")
     runs = [record for record in records if "name" in record and (not args.only or record["name"] in args.names)]
     if not runs:
         asked = f" of {args.only}" if args.only else ""
@@ -233,4 +228,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

@@ -11,21 +11,25 @@ import collections
 import json
 import pathlib
 import random
-import sys
 import sysconfig
 import tempfile
 
-import loguru
+import flags
 import numpy as np
-from datatrove.data import Document
 
-from lmtiny import corpus, refining
+from lmtiny import console, corpus, refining
 from lmtiny.config import defaults, set_knob
 from lmtiny.corpus.documents import clean, sections
 from lmtiny.corpus.near_duplicates import Index
 from lmtiny.data import pool
-from lmtiny.refining import decontamination, gutenberg, language, quality, stages, unwrap, words
 
+with flags.needed("pip install -e '.[corpus]'"):
+    import loguru
+    from datatrove.data import Document
+
+    from lmtiny.refining import decontamination, gutenberg, language, quality, stages, unwrap, words
+
+HAS = ("books", "wiki_demo.txt", "web_c4_300.jsonl", "calculus_made_easy.tex", "languages", "chat", "benchmarks")
 SECTION = 8192  # bytes of a document that is cut from a longer text
 
 
@@ -205,6 +209,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=1000, help="planted near-duplicates")
     parser.add_argument("--only", default="", help="one of filters, minhash, scores, languages, contamination, cleaning")
     args = parser.parse_args()
+    flags.refuse_unless_there(args.data, *HAS)
     loguru.logger.disable("datatrove")
     kinds = texts_of(args.data)
     with tempfile.TemporaryDirectory() as folder:
@@ -222,4 +227,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

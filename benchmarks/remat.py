@@ -6,9 +6,9 @@ Steps run in turns on one device.  "batch in the memory of none": the largest ba
 temporaries stay within those of model.remat=none at --batch rows; its time for each row against that of none.
 """
 
-import sys
-
 import steps
+
+from lmtiny import console
 
 POLICIES = ("none", "dots", "names", "offload", "block")
 
@@ -73,4 +73,4 @@ def plot(record, path):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

@@ -18,10 +18,11 @@ import statistics
 import sys
 import tempfile
 
+import flags
 from sides import our_run, program, run, say, steps_for
 
 from lmtiny import config as config_lib
-from lmtiny.errors import UserError
+from lmtiny import console
 
 PEER_FLAGS = ("--device=cpu --compile=False --log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
               "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0 --eval_interval=2000 --always_save_checkpoint=False")  # fmt: skip
@@ -54,16 +55,15 @@ def main():
     parser.add_argument("--eval-iters", type=int, default=200, help="batches of the peer's validation")
     parser.add_argument("--seconds", type=float, default=97.0, help="the time to compare with, where the peer is not run")
     parser.add_argument("--config", default=str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "tiny.py"))
-    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="another knob of lmtiny's config")
+    flags.add_set(parser)
     parser.add_argument("--calibrate", type=int, default=60, help="steps that are timed first")
     args = parser.parse_args()
     args.peer_python = program(args.peer_python)
     if not pathlib.Path(args.text).is_file():
         raise SystemExit(f"--text {args.text}: no such file")
-    if args.peer and not (pathlib.Path(args.peer) / "train.py").is_file():
-        raise SystemExit(f"--peer {args.peer}: no checkout of nanoGPT")
+    flags.refuse_unless_checkout(args.peer, "train.py", "nanoGPT")
     text = pathlib.Path(args.text).read_text(encoding="utf-8")
-    knobs = OURS | dict(one.split("=", 1) for one in args.set)
+    knobs = OURS | flags.overrides(args)
     args.set = [f"{name}={value}" for name, value in knobs.items()]
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder).resolve()
@@ -75,10 +75,7 @@ def main():
         cut = int(len(text) * 0.9)  # as nanoGPT's prepare.py
         (texts / "train.txt").write_text(text[:cut])
         (texts / "held_out" / "rest.txt").write_text(text[cut:])
-        try:
-            config = config_lib.load(args.config, knobs | {"corpus.kind": "files", "corpus.path": str(texts)})
-        except UserError as error:
-            raise SystemExit(str(error)) from None
+        config = config_lib.load(args.config, knobs | {"corpus.kind": "files", "corpus.path": str(texts)})
         _, step, _ = our_run(args, config, texts, work, "calibration", args.calibrate, {"evaluation.rows": 1, "log.every": 5})
         record = {"what": "Shakespeare by the character, CPU", "units": "validation loss", "cores": os.cpu_count(), "peer": theirs}
         for share, name in ((1 / 3, "a third"), (1, "all")):
@@ -90,4 +87,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

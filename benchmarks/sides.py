@@ -14,6 +14,8 @@ import statistics
 import subprocess
 import sys
 
+import flags
+
 PEER_SEED = 42  # what nanochat sets by itself
 HERE = pathlib.Path(__file__).resolve()
 
@@ -56,7 +58,7 @@ def whole(seconds):
 
 def our_command(args, entry, books, work, more):
     """Returns the command that starts lmtiny.`entry` with the config, its changes, the books, and `more` knobs."""
-    knobs = dict(text.split("=", 1) for text in args.set) | {
+    knobs = flags.overrides(args) | {
         "corpus.kind": "files", "corpus.path": books, "corpus.validation_path": books / "held_out", "data.dir": work / "prepared", **more,
     }  # fmt: skip
     command = [sys.executable, "-m", f"lmtiny.{entry}", "--config", os.path.abspath(args.config)]

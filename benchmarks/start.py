@@ -18,6 +18,10 @@ import sys
 import tempfile
 import time
 
+import flags
+
+from lmtiny import console
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 IMPORTS = ("lmtiny.train", "lmtiny.chat", "lmtiny.plan", "lmtiny.prepare", "jax", "lmtiny.training.step")
 
@@ -34,7 +38,7 @@ def timed(command, **variables):
 def first_step(args, work, number):
     """Returns (seconds to the end of the first step, as lmtiny.train says it; seconds of the whole program)."""
     knobs = {"train.num_steps": 1, "optimizer.warmup_steps": 1, "evaluation.rows": 1, "evaluation.sample_tokens": 1,
-             "data.dir": work / "prepared"} | dict(text.split("=", 1) for text in args.set)  # fmt: skip
+             "data.dir": work / "prepared"} | flags.overrides(args)  # fmt: skip
     command = [sys.executable, "-m", "lmtiny.train", "--config", os.path.abspath(args.config), "--workdir", str(work / f"run{number}")]
     command += [f"--config.{knob}={value}" for knob, value in knobs.items()]
     whole, output = timed(command, XDG_CACHE_HOME=str(work / "cache"))
@@ -47,7 +51,7 @@ def first_step(args, work, number):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.py"))
-    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", help="a knob of the config")
+    flags.add_set(parser, "a knob of the config")
     parser.add_argument("--repeats", type=int, default=3, help="starts after the cold one, and imports of each module")
     args = parser.parse_args()
     empty = statistics.median(timed([sys.executable, "-c", ""])[0] for _ in range(args.repeats))
@@ -67,4 +71,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

@@ -16,11 +16,14 @@ import random
 import resource
 import statistics
 import string
-import sys
 import time
 
-import tiktoken
+import flags
 
+with flags.needed("pip install tiktoken"):
+    import tiktoken
+
+from lmtiny import console
 from lmtiny.corpus import builtin
 from lmtiny.corpus.documents import sections
 from lmtiny.tokenizer import compare, learn, load
@@ -140,8 +143,9 @@ def main():
     parser.add_argument("--word-share", type=float, default=0.5, help="targets: tokenizer.word_share")
     parser.add_argument("--save", metavar="FOLDER", type=pathlib.Path, help="targets: save both tokenizers of 64K there")
     args = parser.parse_args()
+    flags.refuse_unless_there(args.data, "books", "wiki_demo.txt", "web_c4_300.jsonl")
     {"learning": learning, "encoding": encoding, "targets": targets}[args.what](args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run_main(main)

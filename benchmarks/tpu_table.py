@@ -17,6 +17,7 @@ import tempfile
 import time
 
 from lmtiny import config as config_lib
+from lmtiny import console
 from lmtiny.parallel import chips
 from lmtiny.planning import meshes, shapes, slices, traffic
 from lmtiny.planning.hlo import Collective
@@ -171,4 +172,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    console.run_main(main)

@@ -1,0 +1,91 @@
+"""The benchmarks still start: their configs load, the GPU's is rehearsed on a CPU, and what they cannot do is one line."""
+
+import argparse
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+PARTS = ("contest", "flags", "nanochat_jobs", "sides", "steps", "variants")  # of others, or run by another Python
+BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PARTS)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Returns f(name) -> that file of benchmarks/, imported."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield importlib.import_module
+    for path in FOLDER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def run(name, *flags):
+    return subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *flags], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["gpt2_124m", "d12"])
+def test_the_gpus_rehearsal_is_a_smaller_model_of_the_same_kind(module, name):
+    gpu = module("gpu")
+    whole, small = gpu.config_of(name, 32, {}), gpu.config_of(name, 2, gpu.REHEARSAL)
+    changed = {knob.split(".")[1] for knob in gpu.REHEARSAL}
+    assert {knob for knob in whole.model if whole.model[knob] != small.model[knob]} == changed
+    layers, _, width, length, rows, _ = gpu.shape_of(whole)
+    assert (layers, width, length, rows) == (12, 768, {"gpt2_124m": 1024, "d12": 2048}[name], 32)
+
+
+def test_a_step_beside_nanogpt_has_nanogpts_matrices(module):
+    from lmtiny.model import size
+
+    contest, shape = module("contest"), module("cpu_step").SHAPES["gpt"]
+    # nanoGPT's are 12 * 384 ** 2 and the scales of two norms in each of 6 layers; lmtiny's norms have biases too.
+    counted = size.count_parameters(contest.lmtiny_config(shape, "float32", {}))
+    assert counted["blocks"] == 6 * (12 * 384**2 + 2 * 2 * 384)
+    assert counted["positions"] == 256 * 384
+
+
+@pytest.mark.parametrize("which", ["RECIPE", "QUESTIONS"])
+def test_every_variant_of_the_recipe_is_a_config(module, which):
+    recipe, variants = module("recipe"), module("variants")
+    base = [f"{knob}={value}" for knob, value in variants.QUESTIONS_BASE.items()] * (which == "QUESTIONS")
+    found = getattr(variants, which)
+    args = argparse.Namespace(config=str(FOLDER.parent / "configs" / "tiny.py"), set=base, variants=found)
+    for name in found:
+        recipe.config_of(args, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "line"),
+    [
+        ("gpu", [], "lmtiny: error: jax finds no GPU here"),
+        ("gpu", ["--rehearse", "--set", "model.widht=3"], "did you mean model.width?"),
+        ("cpu_step", ["--peer", "/nowhere"], "--peer /nowhere: no checkout of nanoGPT"),
+        ("start", ["--set", "train.batch_size"], "'train.batch_size' is not KNOB=VALUE"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(name, flags, line):
+    done = run(name, *flags)
+    assert done.returncode
+    assert line in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_answers(name):
+    done = run(name, "--help")
+    assert not done.returncode, done.stderr
+    assert done.stdout.startswith("usage: ")
+
+
+@pytest.mark.exhaustive
+def test_the_gpus_rehearsal_runs():
+    done = run("gpu", "--rehearse", "--turns", "1", "--seconds", "0.1")
+    assert not done.returncode, done.stderr
+    record = json.loads(done.stdout.splitlines()[-1])
+    for found in record["configs"].values():
+        assert found["steps"]["ours"]["tokens_per_second"] > 0
+        assert len(found["parts_ms"]) == 5
