@@ -2,7 +2,7 @@
 
 Command:     python -m lmtiny.train --config configs/qwen2_5_7b.py --config.corpus.kind=files --config.corpus.path=FOLDER
 Hardware:    a TPU slice or several hosts of GPUs, bfloat16; set parallel.fsdp
-Fits:        from v5e-16 on --config.parallel.fsdp=8 --config.parallel.tensor=2 --config.train.accumulation=16: 14.14 of 15.75 GiB a chip,
+Fits:        from v5e-16 on --config.parallel.fsdp=8 --config.parallel.tensor=2 --config.train.accumulation=8: 15.49 of 15.75 GiB a chip,
              says the TPU compiler
 Tokens:      26.2 billion: 25,000 steps of 256 rows x 4,096
 Time:        not yet run
