@@ -23,7 +23,11 @@ from lmtiny.model import size
 from lmtiny.parallel import host
 from lmtiny.planning import hlo, memory, traffic
 
-BASE = {"model.width": 192, "model.num_heads": 3, "model.compute_dtype": "bfloat16", "optimizer.name": "adamw"}
+BASE = {
+    "model.num_layers": 4, "model.width": 192, "model.num_heads": 3, "model.context_length": 256, "tokenizer.vocab_size": 4096,
+    "model.ngram_rows": 0, "model.induction": 0, "model.copying": False, "model.compute_dtype": "bfloat16",
+    "train.batch_size": 8, "optimizer.name": "adamw",
+}  # fmt: skip
 SWEEPS = {
     "T": [{"model.context_length": length, "train.batch_size": 4} for length in (64, 128, 256, 512, 1024, 2048)],
     "batch": [{"train.batch_size": rows} for rows in (2, 4, 8, 16, 32)],
@@ -117,6 +121,9 @@ def main():
     wanted = args.only.split(",")
     if unknown := set(wanted) - {*SWEEPS, "devices", "rows"}:
         raise SystemExit(f"--only {unknown.pop()}: there are {', '.join([*SWEEPS, 'devices', 'rows'])}")
+    if "devices" in wanted and len(jax.devices()) == 1:
+        emulated = "launch/local.sh --devices 8 -- python benchmarks/cost.py --only devices"
+        print(f"devices: left out, since one alone is here; {emulated}", flush=True)
     sweeps = {name: swept(args, name) for name in SWEEPS if name in wanted}
     for name, rows in sweeps.items():
         print(f"{name}: time grew {growth(rows, 'seconds', 'gflop'):.2f} times as much as the FLOPs, "
