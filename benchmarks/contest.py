@@ -35,10 +35,11 @@ def lmtiny_config(shape, dtype, overrides):
 
 def lmtiny_steps(config):
     """Returns f(n): takes n steps on random tokens and returns the last loss; the optimizer and everything else as lmtiny.train has it."""
+    import jax
     import numpy as np
     import steps
 
-    step, random = steps.of(config), np.random.default_rng(0)
+    step, random = steps.of(config, jax.devices()[:1]), np.random.default_rng(0)  # as many devices as the peer has
     state, _ = step.start()
 
     def run(number):
