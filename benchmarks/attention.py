@@ -12,6 +12,7 @@ import functools
 import itertools
 import json
 
+import flags
 import jax
 import jax.numpy as jnp
 import steps
@@ -22,6 +23,18 @@ from lmtiny.parallel import host
 
 TOKENS, HEADS, HEAD_DIM = 4096, 6, 64
 UNLIMITED = 2**30
+
+
+def whole(least):
+    """Returns the type of a flag that takes whole numbers from `least` on, separated by commas."""
+    return lambda text: [flags.at_least(least)(one) for one in text.split(",")]
+
+
+def lengths(text):
+    found = whole(1)(text)
+    if wrong := [length for length in found if TOKENS % length]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]} is no divisor of {TOKENS}, the tokens of a batch")
+    return found
 
 
 def compiled(arrays, segments, **request):
@@ -43,31 +56,33 @@ def measured(arrays, segments, window, chunks, repeats):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", default="64,256,1024,4096", help="lengths of a row, separated by commas")
-    parser.add_argument("--chunk", default="64,128,256", help="queries in a chunk, separated by commas")
-    parser.add_argument("--window", default="0", help="keys a query sees, separated by commas; 0: all")
+    parser = flags.parser(__doc__)
+    parser.add_argument("--length", type=lengths, default=[64, 256, 1024, 4096], help=f"of a row, divisors of {TOKENS:,}")
+    parser.add_argument("--chunk", type=whole(1), default=[64, 128, 256], help="queries in a chunk, separated by commas")
+    parser.add_argument("--window", type=whole(0), default=[0], help="keys a query sees, separated by commas; 0: all")
     parser.add_argument("--documents", action="store_true", help="rows hold packed documents")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=flags.at_least(1), default=7, help="turns of each")
     args = parser.parse_args()
     host.keep_freed_memory()
     records = []
     print(f"{'T':>6} {'window':>6} {'type':9} {'chunk':>9} {'ms':>8} {'times as fast':>13} {'MiB':>7}")
     for length, window, dtype in itertools.product(
-        map(int, args.length.split(",")), map(int, args.window.split(",")), ("float32", "bfloat16")
+        args.length, args.window, ("float32", "bfloat16")
     ):
         shape = (TOKENS // length, length, HEADS, HEAD_DIM)
         arrays = [jax.random.normal(jax.random.key(seed), shape, dtype) for seed in range(4)]
         starts = jax.random.uniform(jax.random.key(4), shape[:2]) < 0.005
         segments = jnp.cumsum(starts, axis=1, dtype=jnp.int32) if args.documents else None
-        chunks = [chunk for chunk in map(int, args.chunk.split(",")) if chunk <= length]
+        chunks = [chunk for chunk in args.chunk if chunk <= length]
         found = measured(arrays, segments, window or UNLIMITED, chunks, args.repeats)
         for name, (seconds, mib) in found.items():
             ratio = found["reference"][0] / seconds
             print(f"{length:6} {window or 'all':>6} {dtype:9} {name:>9} {seconds * 1e3:8.1f} {ratio:13.2f} {mib:7.0f}", flush=True)
             records.append({"T": length, "window": window, "dtype": dtype, "chunk": name, "ms": round(seconds * 1e3, 2),
                             "ratio": round(ratio, 3), "mib": round(mib, 1)})  # fmt: skip
-    print(json.dumps(steps.machine() | {"what": "attention, forward and backward", "documents": args.documents, "rows": records}))
+    units = "ms, times as fast as reference, MiB"
+    record = {"what": "attention, forward and backward", "units": units, "documents": args.documents, "rows": records}
+    print(json.dumps(steps.machine() | record))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,16 @@ class Contestant:
 
 
 def contest(contestants, turns, seconds):
-    """Lets them run in turns of about `seconds` each, after one that warms up; then ends them."""
+    """Lets them run in turns of about `seconds` each, after one that warms up; then ends them, or all where one fails."""
+    try:
+        _contest(contestants, turns, seconds)
+    except BaseException:
+        for one in contestants:
+            one.process.kill()
+        raise
+
+
+def _contest(contestants, turns, seconds):
     for one in contestants:
         one.wait()
     for one in contestants:

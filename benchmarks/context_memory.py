@@ -14,10 +14,12 @@ import os
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
+import flags
 import steps
 
 from lmtiny import console
 
+CORES = ["reference", "chunked", "ring 4", "ring 8"]
 SHAPE = {"model.num_layers": 4, "model.width": 128, "model.num_heads": 2, "model.scan_layers": True, "model.remat": "block",
          "train.batch_size": 1, "train.loss_chunk": 1024, "parallel.data": 1, "optimizer.name": "adamw"}  # fmt: skip
 
@@ -57,8 +59,8 @@ def plot(memory, path):
 
 def main():
     parser = steps.flags(__doc__)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192, 16384, 32768], help="T, tokens")
-    parser.add_argument("--cores", nargs="+", default=["reference", "chunked", "ring 4", "ring 8"])
+    parser.add_argument("--lengths", type=flags.at_least(1), nargs="+", default=[2048, 4096, 8192, 16384, 32768], help="T, tokens")
+    parser.add_argument("--cores", nargs="+", default=CORES, choices=CORES, help="of attention")
     parser.add_argument("--time", action="store_true", help="also run it")
     arguments = parser.parse_args()
     memory = {core: [] for core in arguments.cores}
@@ -77,7 +79,7 @@ def main():
         print(f"memory of {core} grows as T^{power} at the end")
     if arguments.out:
         plot(memory, arguments.out)
-    steps.finish({"what": "temporary memory of a train step, MiB", "memory": memory, "exponents": exponents, "seconds": times})
+    steps.finish({"what": "temporary memory of a train step", "units": "MiB", "memory": memory, "exponents": exponents, "seconds": times})
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ against the formula; they need emulated devices.  Rows of the data set: the time
 """
 
 import math
-import pathlib
 import time
 
+import flags
 import jax
 import numpy as np
 import steps
@@ -86,7 +86,7 @@ def over_rows():
         start = time.perf_counter()
         for first in range(0, 256 * DATA_BATCHES, 256):
             shuffle.rows_at(np.arange(first, first + 256), count, 0)
-        found[count] = (time.perf_counter() - start) / DATA_BATCHES * 1e3
+        found[count] = round((time.perf_counter() - start) / DATA_BATCHES * 1e3, 3)
         print(f"{count:>13,} rows: {found[count]:.2f} ms for the numbers of a batch of 256", flush=True)
     return found
 
@@ -115,15 +115,19 @@ def plot(sweeps, path):
 
 def main():
     parser = steps.flags(__doc__)
-    parser.add_argument("--only", default=",".join([*SWEEPS, "devices", "rows"]), help="these sweeps, separated by commas")
+    every = [*SWEEPS, "devices", "rows"]
+    parser.add_argument("--only", type=flags.some_of(*every), default=every, help="these, separated by commas")
     args = parser.parse_args()
     host.keep_freed_memory()
-    wanted = args.only.split(",")
-    if unknown := set(wanted) - {*SWEEPS, "devices", "rows"}:
-        raise SystemExit(f"--only {unknown.pop()}: there are {', '.join([*SWEEPS, 'devices', 'rows'])}")
+    wanted = args.only
+    if args.out and not set(wanted) & {*SWEEPS}:
+        raise SystemExit(f"--out: there is no plot of {', '.join(wanted)}")
     if "devices" in wanted and len(jax.devices()) == 1:
         emulated = "launch/local.sh --devices 8 -- python benchmarks/cost.py --only devices"
-        print(f"devices: left out, since one alone is here; {emulated}", flush=True)
+        alone = f"devices: left out, since one alone is here; {emulated}"
+        if wanted == ["devices"]:
+            raise SystemExit(alone)
+        print(alone, flush=True)
     sweeps = {name: swept(args, name) for name in SWEEPS if name in wanted}
     for name, rows in sweeps.items():
         print(f"{name}: time grew {growth(rows, 'seconds', 'gflop'):.2f} times as much as the FLOPs, "
@@ -131,9 +135,9 @@ def main():
     sent = on_devices(args) if "devices" in wanted else {}
     drawn = over_rows() if "rows" in wanted else {}
     if args.out and sweeps:
-        pathlib.Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         plot(sweeps, args.out)
-    steps.finish({"what": "cost as work grows", "sweeps": sweeps, "sent": sent, "rows": drawn})
+    units = "seconds, MiB, GFLOP; bytes sent; ms for a batch of rows"
+    steps.finish({"what": "cost as work grows", "units": units, "sweeps": sweeps, "sent": sent, "rows": drawn})
 
 
 if __name__ == "__main__":

@@ -32,34 +32,44 @@ OURS, PEER = ("float32", "bfloat16"), ("eager float32", "eager bfloat16", "compi
 
 def make(who, kind, args):
     """Returns the steps of one contestant, as `contest.serve` takes them."""
-    shape = SHAPES[args.shape]
     if who == "peer":
-        return contest.nanogpt_steps(args.peer, shape, *kind.split())
+        return contest.nanogpt_steps(args.peer, SHAPES[args.shape], *kind.split())
     from lmtiny.parallel import host
 
     host.keep_freed_memory()
+    return contest.lmtiny_steps(our_config(kind, args))
+
+
+def our_config(kind, args):
+    """Returns lmtiny's config of the shape in one of the ways of --ours, "DTYPE" or "DTYPE+KNOB=VALUE"."""
     dtype, *more = kind.split("+")
-    return contest.lmtiny_steps(contest.lmtiny_config(shape, dtype, dict(text.split("=", 1) for text in more)))
+    if wrong := [text for text in more if "=" not in text]:
+        raise SystemExit(f"--ours {kind}: {wrong[0]!r} is not KNOB=VALUE")
+    return contest.lmtiny_config(SHAPES[args.shape], dtype, dict(text.split("=", 1) for text in more))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--peer", default="", help="folder of nanoGPT; without it only lmtiny is timed")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torch (default: this one)")
     parser.add_argument("--shape", choices=SHAPES, default="laptop")
     parser.add_argument("--ours", default=",".join(OURS), help="lmtiny's compute types, separated by commas; +KNOB=VALUE adds to one")
-    parser.add_argument("--peers", default=",".join(PEER), help="the peer's ways, separated by commas")
-    parser.add_argument("--turns", type=int, default=9, help="turns of each")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, about")
+    parser.add_argument("--peers", type=flags.some_of(*PEER), default=[*PEER], help="the peer's ways, separated by commas")
+    parser.add_argument("--turns", type=flags.at_least(1), default=9, help="turns of each")
+    parser.add_argument("--seconds", type=flags.above_zero, default=1.0, help="of a turn, about")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         contest.serve(lambda: make(*args.work, args))
         return
     args.peer_python = sides.program(args.peer_python)
-    flags.refuse_unless_checkout(args.peer, "model.py", "nanoGPT")
+    if args.peer:
+        flags.refuse_unless_checkout(args.peer, "model.py", "nanoGPT")
+        sides.refuse_unless_imports(args.peer_python, "torch")
+    for kind in args.ours.split(","):
+        our_config(kind, args)  # what it refuses, before anything is started
     wanted = [("ours", kind, sys.executable) for kind in args.ours.split(",")]
-    wanted += [("peer", kind, args.peer_python) for kind in args.peers.split(",") if args.peer]
+    wanted += [("peer", kind, args.peer_python) for kind in args.peers if args.peer]
     same = [os.path.abspath(__file__), "--shape", args.shape, "--peer", args.peer]
     contestants = [contest.Contestant(who, kind, [python, *same, "--work", who, kind]) for who, kind, python in wanted]
     contest.contest(contestants, args.turns, args.seconds)
@@ -69,8 +79,12 @@ def main():
     for one in contestants:
         share = sum(one.cpu) / sum(one.times)
         print(f"{args.shape}: {one.who:6} {one.kind:{widest}} {one.median * 1e3:10.2f} {length * batch / one.median:10,.0f} {share:8.2f}")
+    if min(sum(one.cpu) / sum(one.times) for one in contestants) < 0.7 * os.cpu_count():
+        print("less than 0.7 of the cores worked: other work on this machine, which makes the times worth little, or a very small step")
     fastest = {who: one for who in ("ours", "peer") if (one := contest.best(contestants, who))}
-    record = {"what": f"train step on CPU, {args.shape}", "units": "tokens/s", "cores": os.cpu_count()}
+    import steps
+
+    record = steps.machine() | {"what": f"train step on CPU, {args.shape}", "units": "tokens/s", "turns": args.turns}
     record |= {who: round(length * batch / one.median) for who, one in fastest.items()}
     if args.peer:
         ratio = fastest["peer"].median / fastest["ours"].median

@@ -6,7 +6,6 @@ ENV is an environment with rustbpe (github.com/karpathy/rustbpe); without --peer
 given lmtiny's own ranks, so both encode to the same tokens.  Runs take turns; medians.  Let nothing else run meanwhile.
 """
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -120,14 +119,14 @@ def waiting(args, work):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--text", required=True, help="folder of .txt")
     parser.add_argument("--peer-python", help="a Python that has rustbpe")
     parser.add_argument("--config", default=str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "tiny.py"))
-    parser.add_argument("--vocab", type=int, default=32768, help="of the tokenizer that is learned and encodes")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of learning and encoding")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of loading, each shape")
-    parser.add_argument("--train-steps", type=int, default=60, help="of tiny, for the share of waiting")
+    parser.add_argument("--vocab", type=flags.at_least(300), default=32768, help="of the tokenizer that is learned and encodes")
+    parser.add_argument("--repeats", type=flags.at_least(1), default=3, help="turns of learning and encoding")
+    parser.add_argument("--seconds", type=flags.above_zero, default=3.0, help="of loading, each shape")
+    parser.add_argument("--train-steps", type=flags.at_least(1), default=60, help="of tiny, for the share of waiting")
     args = parser.parse_args()
     args.peer_python = sides.program(args.peer_python) if args.peer_python else ""
     args.text = str(pathlib.Path(args.text).resolve())

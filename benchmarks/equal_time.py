@@ -24,19 +24,17 @@ training.  Each side learns its own tokenizer, of the config's vocabulary, and t
 Variables such as NANOCHAT_DTYPE=bfloat16 and OMP_NUM_THREADS reach both.  Let nothing else run meanwhile.
 """
 
-import argparse
 import json
 import os
 import pathlib
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 
 import flags
-from sides import ours, peer, program, say, steps_for
+from sides import ours, peer, program, refuse_unless_imports, say, steps_for
 
 from lmtiny import console
 
@@ -54,26 +52,18 @@ def check_books(args):
     books = sorted(folder.glob("*.txt"), key=lambda path: path.name)
     if len(books) <= HELD_OUT:
         raise SystemExit(f"--books {args.books}: {len(books)} .txt books; at least {HELD_OUT + 1} are needed, {HELD_OUT} of them held out")
-    if args.minutes <= 0 or args.seeds < 1:
-        raise SystemExit("--minutes must be above 0, --seeds at least 1")
     return books
 
 
 def check(args):
     """Ends the program with one line where calibration, nanochat or its Python are not what is needed either; returns the books."""
     books = check_books(args)
-    if args.calibrate < 10 or args.turns < 1:
-        raise SystemExit("--calibrate must be at least 10, --turns at least 1")
     if args.only == "ours":
         return books
     if not (pathlib.Path(args.peer) / "scripts" / "base_train.py").is_file():
         raise SystemExit(f"--peer {args.peer or '(not given)'}: no checkout of nanochat; --only ours does without")
-    try:
-        found = subprocess.run([args.peer_python, "-c", f"import {PEER_NEEDS}"], capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise SystemExit(f"--peer-python {args.peer_python}: {error.strerror}") from None
-    if found.returncode:
-        raise SystemExit(f"--peer-python {args.peer_python}: {found.stderr.strip().splitlines()[-1]}")
+    args.peer_python = program(args.peer_python)
+    refuse_unless_imports(args.peer_python, PEER_NEEDS)
     return books
 
 
@@ -108,6 +98,8 @@ def compare(args):
 
     config = config_lib.load(args.config, flags.overrides(args))
     if args.work:
+        if os.path.exists(args.work) and not os.path.isdir(args.work):
+            raise SystemExit(f"--work {args.work} is no folder")
         os.makedirs(args.work, exist_ok=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix="equal_time-", dir=args.work)).resolve()
     folder, texts, num_bytes, raw_bytes = write_texts(books, config, work, args.document_bytes)
@@ -173,19 +165,19 @@ def report(args, facts, results, num_bytes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--books", required=True, help="folder of .txt books; the last two by name are held out")
     parser.add_argument("--peer", default="", help="folder of nanochat")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torch and nanochat's needs (default: this one)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, without compilation")
+    parser.add_argument("--minutes", type=flags.above_zero, default=5.0, help="of training, without compilation")
     parser.add_argument("--config", default=str(HERE.parents[1] / "configs" / "tiny.py"), help="lmtiny's config file")
     flags.add_set(parser)
     parser.add_argument("--peer-flags", default=PEER_FLAGS, help=f"of nanochat's base_train (default: {PEER_FLAGS})")
     parser.add_argument("--only", choices=("ours", "peer"), help="one side alone")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each side")
-    parser.add_argument("--calibrate", type=int, default=60, help="steps of a calibration run")
-    parser.add_argument("--turns", type=int, default=3, help="calibration runs of each side")
-    parser.add_argument("--document-bytes", type=int, default=4000, help="of nanochat's training documents, at most")
+    parser.add_argument("--seeds", type=flags.at_least(1), default=2, help="runs of each side")
+    parser.add_argument("--calibrate", type=flags.at_least(10), default=60, help="steps of a calibration run")
+    parser.add_argument("--turns", type=flags.at_least(1), default=3, help="calibration runs of each side")
+    parser.add_argument("--document-bytes", type=flags.at_least(1), default=4000, help="of nanochat's training documents, at most")
     parser.add_argument("--work", help="a new folder is made in this one, and stays (default: where temporary files go)")
     args = parser.parse_args()
     args.peer, args.peer_python = os.path.abspath(args.peer) if args.peer else "", program(args.peer_python)

@@ -2,7 +2,66 @@
 
 import argparse
 import contextlib
+import os
 import pathlib
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves the docstring as it is, and ends what is said of a flag with its default."""
+
+    def _get_help_string(self, action):
+        told, default = action.help or "", action.default
+        shown = isinstance(default, (int, float, str, list)) and not isinstance(default, bool) and default not in ("", [])
+        if shown and "default" not in told and not str(default).startswith(os.sep) and default != argparse.SUPPRESS:
+            told += " (default: %(default)s)"
+        return told
+
+
+def parser(doc):
+    """Returns the parser of a benchmark, whose docstring is `doc`."""
+    return argparse.ArgumentParser(description=doc, formatter_class=_Help)
+
+
+def at_least(least):
+    """Returns the type of a flag that takes whole numbers from `least` on."""
+
+    def number(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return number
+
+
+def above_zero(text):
+    """The type of a flag that takes a number above zero."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
+def some_of(*known, separator=","):
+    """Returns the type of a flag that takes several of the names `known`, as a list; of none given, none is refused."""
+
+    def names(text):
+        found = text.split(separator)
+        if unknown := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {f'{separator} '.join(known)}")
+        return found
+
+    return names
+
+
+def new_file(text):
+    """The type of a flag that names a file to write: its folder is there, and it is no folder itself."""
+    path = pathlib.Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} {'is a folder' if path.is_dir() else 'is in no folder that is there'}")
+    return path
 
 
 def add_set(parser, meaning="another knob of lmtiny's config"):

@@ -77,7 +77,7 @@ def steps_of(name, rows, args):
     peak = chip.peak_flops if chip else 0
     for one in contestants:
         speed = tokens / one.median
-        found = {"ms": round(one.median * 1e3, 2), "tokens_per_second": round(speed), "peak_gib": round(one.peak_memory / 2**30, 2)}
+        found = {"ms": round(one.median * 1e3, 2), "tokens_per_second": round(speed), "peak_gib": round(one.peak_memory / 2**30, 2) or None}
         record[one.who] = found | {f"mfu_{kind}": round(count * speed / peak, 4) for kind, count in flops.items() if peak}
         print(f"{name}, {rows} rows: {one.who} {json.dumps(record[one.who])}", flush=True)
     if args.peer:
@@ -162,13 +162,13 @@ def refuse_without_gpu(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--peer", default="", help="folder of nanoGPT; without it only lmtiny is timed")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torch (default: this one)")
     parser.add_argument("--rehearse", action="store_true", help="small shapes, on any device: shows that it runs; its numbers mean nothing")
-    parser.add_argument("--rows", type=int, nargs=2, metavar=("GPT2", "D12"), help="rows of a batch (default: 32 16)")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn, about")
+    parser.add_argument("--rows", type=flags.at_least(1), nargs=2, metavar=("GPT2", "D12"), help="rows of a batch (default: 32 16)")
+    parser.add_argument("--turns", type=flags.at_least(1), default=7, help="turns of each")
+    parser.add_argument("--seconds", type=flags.above_zero, default=2.0, help="of a turn, about")
     flags.add_set(parser, "another knob of lmtiny's configs")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -179,14 +179,17 @@ def main():
         work(who, name, int(rows), args)
         return
     args.peer_python = sides.program(args.peer_python)
-    flags.refuse_unless_checkout(args.peer, "model.py", "nanoGPT")
+    if args.peer:
+        flags.refuse_unless_checkout(args.peer, "model.py", "nanoGPT")
+        sides.refuse_unless_imports(args.peer_python, "torch")
     refuse_without_gpu(args)
     records = {}
     for name, rows in zip(CONFIGS, args.rows or ((2, 2) if args.rehearse else (32, 16)), strict=True):
         records[name] = {"steps": steps_of(name, rows, args), "parts_ms": parts_of(name, rows, args)}
     import steps
 
-    print(json.dumps(steps.machine() | {"what": "train step on a GPU, bfloat16", "configs": records}))
+    record = steps.machine() | {"what": "train step on a GPU, bfloat16", "rehearsal": args.rehearse, "configs": records}
+    print(json.dumps(record | {"units": "ms, tokens/s, GiB, ms of each part"}))
 
 
 if __name__ == "__main__":

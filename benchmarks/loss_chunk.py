@@ -4,6 +4,7 @@
     python benchmarks/loss_chunk.py --vocab 32768 --chunks 512 1024 2048
 """
 
+import flags
 import steps
 
 from lmtiny import console
@@ -11,8 +12,9 @@ from lmtiny import console
 
 def main():
     parser = steps.flags(__doc__, draws=False)
-    parser.add_argument("--vocab", type=int, default=16384, help="tokens of vocabulary")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[256, 512, 1024], help="tokens")
+    parser.add_argument("--vocab", type=flags.at_least(300), default=16384, help="tokens of vocabulary")
+    chunks = "tokens whose logits are there at once; whole: those of a batch"
+    parser.add_argument("--chunks", type=flags.at_least(1), nargs="+", default=[256, 512, 1024], help=chunks)
     arguments = parser.parse_args()
     shape = {"tokenizer.vocab_size": arguments.vocab, "model.scan_layers": True}
     compiled = {chunk: steps.build(arguments.config, shape | {"train.loss_chunk": chunk}) for chunk in (0, *arguments.chunks)}
@@ -24,7 +26,8 @@ def main():
         record[chunk] = {"mib": step.temp_mib, "seconds": seconds, "speed": found[0][0] / seconds}
         print(f"{chunk or 'whole':<8} {step.temp_mib:>8,.0f} MiB {step.temp_mib / compiled[0].temp_mib:>11.2f} {seconds:>10.3f} "
               f"{found[0][0] / seconds:>16.3f} {share:>15.2f}")  # fmt: skip
-    steps.finish({"what": "cross-entropy in chunks", "vocab": arguments.vocab, "chunks": record})
+    units = "MiB, seconds, times the speed of whole"
+    steps.finish({"what": "cross-entropy in chunks", "units": units, "vocab": arguments.vocab, "chunks": record})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Every way trains that config, with a tokenizer learned from what it trains on, f
 same bytes.  What the refining did stands in the report.html of each.
 """
 
-import argparse
 import json
 import math
 import os
@@ -67,18 +66,20 @@ def train(args, work, name, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of texts, as above")
-    parser.add_argument("--steps", type=int, default=400, help="2,048 tokens each")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each way")
-    parser.add_argument("--only", default=";".join(WEIGHTS), help="these ways, separated by semicolons")
+    parser.add_argument("--steps", type=flags.at_least(1), default=400, help="2,048 tokens each")
+    parser.add_argument("--seeds", type=flags.at_least(1), default=2, help="runs of each way")
+    ways = flags.some_of(*WEIGHTS, separator=";")
+    parser.add_argument("--only", type=ways, default=[*WEIGHTS], help="these ways, separated by semicolons")
     flags.add_set(parser, "another knob of the config")
     parser.add_argument("--work", type=pathlib.Path, help="folder for what is made, kept (default: a temporary one)")
     args = parser.parse_args()
     args.data = args.data.resolve()
     flags.refuse_unless_there(args.data, "books", "benchmarks")
-    if unknown := [name for name in args.only.split(";") if name not in WEIGHTS]:
-        raise SystemExit(f"--only {unknown[0]}: there are {'; '.join(WEIGHTS)}")
+    from lmtiny import config as config_lib
+
+    config_lib.load(str(CONFIG), flags.overrides(args))  # what it refuses, before anything is trained
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or pathlib.Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def main():
         if not pathlib.Path("texts").exists():
             pathlib.Path("texts").symlink_to(args.data)
         found = {}
-        for name in args.only.split(";"):
+        for name in args.only:
             runs = [train(args, work, name, seed) for seed in range(args.seeds)]
             found[name] = {"bits": [bits for bits, _, _ in runs], "bytes": runs[0][1], "tokens": runs[0][2]}
             say(f"{name}: {', '.join(f'{bits:.4f}' for bits in found[name]['bits'])} bits per byte of {runs[0][1]:,} bytes")

@@ -7,6 +7,7 @@ The gradients of a few rows and the updates of all parameters are timed in turns
 rows' gradients, and one update; that is computed, not run.  On a mesh both are shared out (docs/parallelism.md).
 """
 
+import flags
 import jax
 import steps
 
@@ -35,8 +36,8 @@ def gradients(config, params, rows):
 
 def main():
     parser = steps.flags(__doc__, draws=False)
-    parser.add_argument("--rows", type=int, default=2, help="whose gradients are timed together")
-    parser.set_defaults(config="configs/d12.py", repeats=3)
+    parser.add_argument("--rows", type=flags.at_least(1), default=2, help="whose gradients are timed together")
+    parser.set_defaults(config=str(steps.ROOT / "configs" / "d12.py"), repeats=3)
     arguments = parser.parse_args()
     config = config_lib.load(arguments.config, {"train.accumulation": "1"})
     batch = config.train.batch_size
@@ -50,8 +51,8 @@ def main():
     shares = {name: seconds / (seconds + batch * row) for name, seconds in found.items()}
     for name, seconds in found.items():
         print(f"update by {name:5}: {seconds:6.2f} s, {shares[name]:.2%} of a step of {batch} rows")
-    steps.finish({"what": "the optimizer's share of a step", "config": arguments.config, "rows": batch, "row_seconds": row,
-                  "update_seconds": found, "shares": shares})  # fmt: skip
+    steps.finish({"what": "the optimizer's share of a step", "units": "seconds, shares", "config": arguments.config, "rows": batch,
+                  "row_seconds": row, "update_seconds": found, "shares": shares})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ lmtiny.prepare in one process, in turns: learning its tokenizer from the text, a
 core's own time (user and system), which what else the machine does lengthens little; wall time is told beside it.  Medians.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -58,12 +57,12 @@ def longer(texts, megabytes, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--text", required=True, help="a folder of .txt files")
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.py"))
-    parser.add_argument("--megabytes", type=float, help="the texts again and again, one word in fifty changed, up to so much")
+    parser.add_argument("--megabytes", type=flags.above_zero, help="the texts again and again, one word in fifty changed, up to so much")
     flags.add_set(parser, "a knob of the config")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=flags.at_least(1), default=3, help="turns of each")
     args = parser.parse_args()
     texts = sorted(pathlib.Path(args.text).rglob("*.txt"))
     if not sum(file.stat().st_size for file in texts):

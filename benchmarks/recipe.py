@@ -162,19 +162,19 @@ def plot(records, path, minutes):
 
 
 def parsed():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON lines, one a timing or a run")
+    parser = flags.parser(__doc__)
+    parser.add_argument("--out", type=flags.new_file, required=True, help="JSON lines, one a timing or a run")
     parser.add_argument("--time", action="store_true", help="time the steps of what has not been timed, and stop")
     parser.add_argument("--books", help="folder of .txt books; the last two by name are held out; without it nothing is trained")
     parser.add_argument("--config", default=str(HERE.parents[1] / "configs" / "tiny.py"), help="the base")
     parser.add_argument("--questions", action="store_true", help="the questions' base and variants, not the recipe's")
     flags.add_set(parser, "another knob of the base")
     parser.add_argument("--only", default="", help="these variants, separated by semicolons")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training, without compilation")
+    parser.add_argument("--minutes", type=flags.above_zero, default=5.0, help="of training, without compilation")
     parser.add_argument("--tokens", action="store_true", help="as many tokens as the base has in that time, whatever time they take")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of each variant")
+    parser.add_argument("--seeds", type=flags.at_least(1), default=2, help="runs of each variant")
     parser.add_argument("--work", help="folder for temporary files")
-    parser.add_argument("--plot", help="write a plot, as PNG")
+    parser.add_argument("--plot", type=flags.new_file, help="write a plot, as PNG")
     args = parser.parse_args()
     args.variants = variants.QUESTIONS if args.questions else variants.RECIPE
     if args.questions:
@@ -182,8 +182,6 @@ def parsed():
     args.names = args.only.split(";") if args.only else list(args.variants)
     if unknown := [name for name in args.names if name not in args.variants]:
         raise SystemExit(f"--only {unknown[0]}: there are {'; '.join(args.variants)}")
-    if args.plot and not pathlib.Path(args.plot).absolute().parent.is_dir():
-        raise SystemExit(f"--plot {args.plot}: there is no such folder")
     args.base = [args.config, args.minutes, *args.set]
     return args
 

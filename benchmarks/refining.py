@@ -6,7 +6,6 @@ FOLDER has books/*.txt, wiki_demo.txt, web_c4_300.jsonl, calculus_made_easy.tex,
 public texts that are too large for the repository. Prints the tables of docs/refining.md, and its figures as JSON.
 """
 
-import argparse
 import collections
 import json
 import pathlib
@@ -204,17 +203,18 @@ def cleaning(data):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--data", required=True, type=pathlib.Path, help="folder of texts")
-    parser.add_argument("--pairs", type=int, default=1000, help="planted near-duplicates")
-    parser.add_argument("--only", default="", help="one of filters, minhash, scores, languages, contamination, cleaning")
+    parser.add_argument("--pairs", type=flags.at_least(1), default=1000, help="planted near-duplicates")
+    parts = ("filters", "minhash", "scores", "languages", "contamination", "cleaning")
+    parser.add_argument("--only", choices=parts, help="one of them alone")
     args = parser.parse_args()
     flags.refuse_unless_there(args.data, *HAS)
     loguru.logger.disable("datatrove")
     kinds = texts_of(args.data)
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
-        parts = {
+        made = {
             "cleaning": lambda: cleaning(args.data),
             "filters": lambda: filters(kinds),
             "minhash": lambda: minhash(kinds["books"], work / "minhash", args.pairs),
@@ -222,7 +222,7 @@ def main():
             "languages": lambda: languages(args.data, kinds),
             "contamination": lambda: contamination(args.data, kinds, work / "contamination"),
         }
-        figures = {name: part() for name, part in parts.items() if args.only in ("", name)}
+        figures = {name: part() for name, part in made.items() if args.only in (None, name)}
     print(json.dumps(figures, default=str))
 
 

@@ -6,6 +6,7 @@ Steps run in turns on one device.  "batch in the memory of none": the largest ba
 temporaries stay within those of model.remat=none at --batch rows; its time for each row against that of none.
 """
 
+import flags
 import steps
 
 from lmtiny import console
@@ -31,8 +32,8 @@ def largest_batch(arguments, remat, limit):
 
 def main():
     parser = steps.flags(__doc__)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--batch", type=int, default=8, help="rows")
+    parser.add_argument("--layers", type=flags.at_least(1), default=12, help="of the model")
+    parser.add_argument("--batch", type=flags.at_least(2), default=8, help="rows")
     arguments = parser.parse_args()
     compiled = {remat: build(arguments, remat, arguments.batch) for remat in POLICIES}
     found = steps.paired_seconds(compiled, arguments.repeats)
@@ -52,7 +53,8 @@ def main():
     record = {remat: {"mib": step.temp_mib, "seconds": found[remat][0]} for remat, step in compiled.items()}
     if arguments.out:
         plot(record, arguments.out)
-    steps.finish({"what": "remat policies", "layers": arguments.layers, "batch": arguments.batch, "policies": record, "larger": larger})
+    sizes = {"layers": arguments.layers, "batch": arguments.batch}
+    steps.finish({"what": "remat policies", "units": "MiB, seconds", **sizes, "policies": record, "larger": larger})
 
 
 def plot(record, path):

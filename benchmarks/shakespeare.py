@@ -8,7 +8,6 @@ is validated on all of the last 10 %, from the start of each row on; nanoGPT on 
 Time is that of the steps: no compilation, data, validation.  Let nothing else run meanwhile.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -19,7 +18,7 @@ import sys
 import tempfile
 
 import flags
-from sides import our_run, program, run, say, steps_for
+from sides import our_run, program, refuse_unless_imports, run, say, steps_for
 
 from lmtiny import config as config_lib
 from lmtiny import console
@@ -48,20 +47,23 @@ def peer(args, text, work):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--text", required=True, help="tinyshakespeare.txt")
     parser.add_argument("--peer", help="folder of nanoGPT; without it --seconds says how long lmtiny trains")
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torch and numpy (default: this one)")
-    parser.add_argument("--eval-iters", type=int, default=200, help="batches of the peer's validation")
-    parser.add_argument("--seconds", type=float, default=97.0, help="the time to compare with, where the peer is not run")
+    parser.add_argument("--eval-iters", type=flags.at_least(1), default=200, help="batches of the peer's validation")
+    parser.add_argument("--seconds", type=flags.above_zero, default=97.0, help="the time to compare with, where the peer is not run")
     parser.add_argument("--config", default=str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "tiny.py"))
     flags.add_set(parser)
-    parser.add_argument("--calibrate", type=int, default=60, help="steps that are timed first")
+    parser.add_argument("--calibrate", type=flags.at_least(10), default=60, help="steps that are timed first")
     args = parser.parse_args()
     args.peer_python = program(args.peer_python)
     if not pathlib.Path(args.text).is_file():
         raise SystemExit(f"--text {args.text}: no such file")
-    flags.refuse_unless_checkout(args.peer, "train.py", "nanoGPT")
+    config_lib.load(args.config, OURS | flags.overrides(args))  # what it refuses, before the peer's minutes
+    if args.peer:
+        flags.refuse_unless_checkout(args.peer, "train.py", "nanoGPT")
+        refuse_unless_imports(args.peer_python, "torch, numpy")
     text = pathlib.Path(args.text).read_text(encoding="utf-8")
     knobs = OURS | flags.overrides(args)
     args.set = [f"{name}={value}" for name, value in knobs.items()]

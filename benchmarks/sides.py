@@ -31,6 +31,13 @@ def program(name):
     return os.path.abspath(name) if os.sep in name else name
 
 
+def refuse_unless_imports(python, modules):
+    """Ends the program with one line unless that Python, which is `program`'s, imports the modules, separated by commas."""
+    found = subprocess.run([python, "-c", f"import {modules}"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise SystemExit(f"--peer-python {python}: {found.stderr.strip().splitlines()[-1]}")
+
+
 def run(command, log, cwd, **variables):
     """Runs a command in `cwd`, its output into the file `log`; returns the output, or ends the program with its last line."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1"} | variables

@@ -7,7 +7,6 @@ Cold: nothing prepared, nothing compiled.  Again: a new run, with the shards and
 The corpus is the built-in one.  Medians of --repeats; let nothing else run meanwhile.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -20,6 +19,7 @@ import time
 
 import flags
 
+from lmtiny import config as config_lib
 from lmtiny import console
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -49,11 +49,12 @@ def first_step(args, work, number):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.py"))
     flags.add_set(parser, "a knob of the config")
-    parser.add_argument("--repeats", type=int, default=3, help="starts after the cold one, and imports of each module")
+    parser.add_argument("--repeats", type=flags.at_least(1), default=3, help="starts after the cold one, and imports of each module")
     args = parser.parse_args()
+    config_lib.load(args.config, flags.overrides(args))  # what it refuses, before anything is timed
     empty = statistics.median(timed([sys.executable, "-c", ""])[0] for _ in range(args.repeats))
     imports = {}
     for name in IMPORTS:

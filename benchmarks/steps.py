@@ -1,13 +1,14 @@
 """What the benchmarks of a train step share: building it from a config, its compiled memory, its time, the machine's facts."""
 
-import argparse
 import dataclasses
 import json
 import os
+import pathlib
 import platform
 import statistics
 import time
 
+import flags as flags_lib
 import jax
 import numpy as np
 
@@ -20,6 +21,7 @@ from lmtiny.training.state import init_state
 from lmtiny.training.step import traced_train_step
 
 MIB = 2**20
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 host.leave_out_missing_tpu()  # here, before any of them asks jax for devices
 
@@ -117,11 +119,11 @@ def machine():
 
 def flags(doc, draws=True):
     """Returns a parser with the flags that all of them have, and --out for those that draw."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/tiny.py", help="the config file that is varied")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each")
+    parser = flags_lib.parser(doc)
+    parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.py"), help="the config file that is varied")
+    parser.add_argument("--repeats", type=flags_lib.at_least(1), default=5, help="timed steps of each")
     if draws:
-        parser.add_argument("--out", default="", help="write a plot, as PNG")
+        parser.add_argument("--out", type=flags_lib.new_file, help="write a plot, as PNG")
     return parser
 
 

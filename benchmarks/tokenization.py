@@ -30,6 +30,7 @@ from lmtiny.tokenizer import compare, learn, load
 from lmtiny.tokenizer.vocabulary import PATTERNS
 
 SIZES = (16384, 24576, 32768, 65536)
+SOURCES = ("books", "wiki", "web", "documentation")
 LEFT_OUT = 20  # one document in so many
 
 
@@ -81,6 +82,13 @@ def learning(args):
     print(f"{what}: {seconds:.0f} s of one core, {rate:.1f} MB/s, peak {peak:.0f} MiB")
 
 
+def weight(text):
+    source, _, number = text.partition("=")
+    if source not in SOURCES or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not SOURCE=N, of the sources {', '.join(SOURCES)}")
+    return source, int(number)
+
+
 def encoding(args):
     texts = documents(args.data)["books"] if args.small_documents else [
         file.read_text(errors="replace") for file in sorted((args.data / "books").glob("*.txt"))
@@ -108,7 +116,7 @@ def encoding(args):
 
 def targets(args):
     train, held_out = split(documents(args.data))
-    weights = {name: int(number) for name, number in (one.split("=") for one in args.weight)}
+    weights = dict(args.weight)
     texts = [text for source, own in train.items() for text in own * weights.get(source, 1)]
     for source, own in train.items():
         print(f"learned from {source}: {sum(len(text.encode()) for text in own):,} bytes x {weights.get(source, 1)}")
@@ -130,16 +138,16 @@ def targets(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flags.parser(__doc__)
     parser.add_argument("what", choices=("learning", "encoding", "targets"))
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of the texts and ranks")
-    parser.add_argument("--gigabytes", type=float, default=1.0, help="learning: of text")
+    parser.add_argument("--gigabytes", type=flags.above_zero, default=1.0, help="learning: of text")
     parser.add_argument("--kind", default="bpe", choices=tuple(PATTERNS), help="learning: what is learned")
-    parser.add_argument("--vocab", type=int, default=65536, help="learning, encoding: tokens")
+    parser.add_argument("--vocab", type=flags.at_least(300), default=65536, help="learning, encoding: tokens")
     parser.add_argument("--ready", metavar="FOLDER", nargs="+", help="encoding: with these saved tokenizers, rather than learn some")
-    parser.add_argument("--repeats", type=int, default=3, help="encoding: turns")
+    parser.add_argument("--repeats", type=flags.at_least(1), default=3, help="encoding: turns")
     parser.add_argument("--small-documents", action="store_true", help="encoding: sections of 64 KiB rather than whole books")
-    parser.add_argument("--weight", metavar="SOURCE=N", nargs="*", default=[], help="targets: a source is learned from N times")
+    parser.add_argument("--weight", type=weight, metavar="SOURCE=N", nargs="*", default=[], help="targets: learn from a source N times")
     parser.add_argument("--word-share", type=float, default=0.5, help="targets: tokenizer.word_share")
     parser.add_argument("--save", metavar="FOLDER", type=pathlib.Path, help="targets: save both tokenizers of 64K there")
     args = parser.parse_args()

@@ -8,13 +8,14 @@
 No TPU is needed, but its compiler is: pip install -e ".[tpu]". Each compilation is a process of its own.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+
+import flags
 
 from lmtiny import config as config_lib
 from lmtiny import console
@@ -36,17 +37,17 @@ GIB = 2**30
 def jobs(only, names):
     """Yields (table, config, slice, overrides)."""
     for config in CONFIGS:
-        if not only or config in only:
+        if config in only:
             yield from (("configs", config, name, {}) for name in names)
     config, slices_of_chip, rows = WEAK
-    if not only or config in only:
+    if config in only:
         for name in slices_of_chip:
             yield "weak scaling", config, name, {"train.batch_size": rows * slices.parse(name).num_chips, "train.accumulation": 2}
     for config, name in TWO_SLICES:
-        if not only or config in only:
+        if config in only:
             yield "two slices", config, name, {}
     for config in CONFIGS:
-        if not only or config in only:
+        if config in only:
             yield from (("smallest", config, one.name, one.overrides) for one in smallest(config))
 
 
@@ -140,21 +141,36 @@ def table(records):
     return "\n".join(lines + ["| " + " | ".join(row(record)) + " |" for record in records])
 
 
+def write(path, records):
+    """Makes the records the file's lines, aside first."""
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_text("".join(json.dumps(record) + "\n" for record in records))
+    aside.replace(path)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON lines, one a compilation")
-    parser.add_argument("--only", default="", help="these configs, separated by commas")
+    parser = flags.parser(__doc__)
+    parser.add_argument("--out", type=flags.new_file, required=True, help="JSON lines, one a compilation")
+    parser.add_argument("--only", type=flags.some_of(*CONFIGS), default=CONFIGS, help="these configs, separated by commas")
     parser.add_argument("--slices", default=",".join(SLICES), help="these slices, separated by commas")
-    parser.add_argument("--limit", type=int, default=3600, help="seconds for one compilation")
+    parser.add_argument("--limit", type=flags.at_least(1), default=3600, help="seconds for one compilation")
     parser.add_argument("--table", action="store_true", help="compile nothing, print the tables")
     parser.add_argument("--formula", action="store_true", help="compile nothing, work out the formulas again for what was compiled")
     args = parser.parse_args()
-    records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    try:
+        records = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SystemExit(f"--out {args.out} is no file of JSON lines: {error}") from None
+    if (args.table or args.formula) and not records:
+        raise SystemExit(f"--out {args.out} holds nothing yet")
+    if not args.table:
+        records = [record for record in records if "error" not in record["report"]]  # those are tried again
+        write(args.out, records)
     done = {record["key"] for record in records}
-    wanted = jobs(set(filter(None, args.only.split(","))), args.slices.split(","))
+    wanted = jobs(args.only, args.slices.split(","))
     if args.formula:
         records = [with_formula(record) for record in records]
-        args.out.write_text("".join(json.dumps(record) + "\n" for record in records))
+        write(args.out, records)
     todo = [] if args.table or args.formula else [job for job in wanted if key(*job) not in done]
     for number, job in enumerate(todo, 1):
         name, config, target, overrides = job
@@ -169,6 +185,8 @@ def main():
     for name in ("configs", "weak scaling", "two slices", "smallest"):
         if chosen := [record for record in records if record["table"] == name]:
             print(f"\n### {name}\n\n{table(chosen)}")
+    if failed := sum("error" in record["report"] for record in records):
+        raise SystemExit(f"{failed} of {len(records)} were not compiled; the same command tries them again")
 
 
 if __name__ == "__main__":
