@@ -106,6 +106,7 @@ class Contestant:
     def wait(self):
         if self.process.stdout.readline().strip() != "ready":
             raise SystemExit(f"{self.who}, {self.kind}: did not start; what it said stands above")
+        print(f"{self.who}, {self.kind}: has compiled, and waits for its turns", file=sys.stderr, flush=True)
 
     def step(self, number):
         self.process.stdin.write(f"{number}\n")

@@ -16,7 +16,7 @@ def main():
     chunks = "tokens whose logits are there at once; whole: those of a batch"
     parser.add_argument("--chunks", type=flags.at_least(1), nargs="+", default=[256, 512, 1024], help=chunks)
     arguments = parser.parse_args()
-    shape = {"tokenizer.vocab_size": arguments.vocab, "model.scan_layers": True}
+    shape = flags.overrides(arguments) | {"tokenizer.vocab_size": arguments.vocab, "model.scan_layers": True}
     compiled = {chunk: steps.build(arguments.config, shape | {"train.loss_chunk": chunk}) for chunk in (0, *arguments.chunks)}
     found = steps.paired_seconds(compiled, arguments.repeats)
     print("chunk    temporaries    of whole   s a step   speed of whole   cores at work")

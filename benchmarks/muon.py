@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--rows", type=flags.at_least(1), default=2, help="whose gradients are timed together")
     parser.set_defaults(config=str(steps.ROOT / "configs" / "d12.py"), repeats=3)
     arguments = parser.parse_args()
-    config = config_lib.load(arguments.config, {"train.accumulation": "1"})
+    config = config_lib.load(arguments.config, flags.overrides(arguments) | {"train.accumulation": "1"})
     batch = config.train.batch_size
     config_lib.set_knob(config, "train.batch_size", arguments.rows)
     params = size.init_params(config)

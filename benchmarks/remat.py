@@ -17,7 +17,7 @@ POLICIES = ("none", "dots", "names", "offload", "block")
 def build(arguments, remat, rows):
     shape = {"model.scan_layers": True, "model.num_layers": arguments.layers, "train.batch_size": rows, "model.remat": remat,
              "train.loss_chunk": 1024, "model.attention": "chunked"}  # fmt: skip
-    return steps.build(arguments.config, shape)
+    return steps.build(arguments.config, flags.overrides(arguments) | shape)
 
 
 def largest_batch(arguments, remat, limit):

@@ -121,6 +121,7 @@ def flags(doc, draws=True):
     """Returns a parser with the flags that all of them have, and --out for those that draw."""
     parser = flags_lib.parser(doc)
     parser.add_argument("--config", default=str(ROOT / "configs" / "tiny.py"), help="the config file that is varied")
+    flags_lib.add_set(parser, "another knob of the config, where the sweep does not set it")
     parser.add_argument("--repeats", type=flags_lib.at_least(1), default=5, help="timed steps of each")
     if draws:
         parser.add_argument("--out", type=flags_lib.new_file, help="write a plot, as PNG")
