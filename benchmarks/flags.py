@@ -45,7 +45,7 @@ def above_zero(text):
 
 
 def some_of(*known, separator=","):
-    """Returns the type of a flag that takes several of the names `known`, as a list; of none given, none is refused."""
+    """Returns the type of a flag that takes some of the names `known`, as a list; another name is refused with all of them."""
 
     def names(text):
         found = text.split(separator)
