@@ -154,6 +154,9 @@ def refuse_without_gpu(args):
     """A CPU would take 43 GB and hours for these shapes."""
     import jax
 
+    from lmtiny.parallel import host
+
+    host.leave_out_missing_tpu()
     if not args.rehearse and jax.default_backend() != "gpu":
         raise UserError(
             f"jax finds no GPU here, only {jax.devices()[0].platform}: where there is one, pip install -e '.[cuda]'; --rehearse takes "
