@@ -25,13 +25,14 @@ TOKENS, HEADS, HEAD_DIM = 4096, 6, 64
 UNLIMITED = 2**30
 
 
-def whole(least):
+def numbers(least):
     """Returns the type of a flag that takes whole numbers from `least` on, separated by commas."""
     return lambda text: [flags.at_least(least)(one) for one in text.split(",")]
 
 
 def lengths(text):
-    found = whole(1)(text)
+    """The type of --length."""
+    found = numbers(1)(text)
     if wrong := [length for length in found if TOKENS % length]:
         raise argparse.ArgumentTypeError(f"{wrong[0]} is no divisor of {TOKENS}, the tokens of a batch")
     return found
@@ -58,17 +59,15 @@ def measured(arrays, segments, window, chunks, repeats):
 def main():
     parser = flags.parser(__doc__)
     parser.add_argument("--length", type=lengths, default=[64, 256, 1024, 4096], help=f"of a row, divisors of {TOKENS:,}")
-    parser.add_argument("--chunk", type=whole(1), default=[64, 128, 256], help="queries in a chunk, separated by commas")
-    parser.add_argument("--window", type=whole(0), default=[0], help="keys a query sees, separated by commas; 0: all")
+    parser.add_argument("--chunk", type=numbers(1), default=[64, 128, 256], help="queries in a chunk, separated by commas")
+    parser.add_argument("--window", type=numbers(0), default=[0], help="keys a query sees, separated by commas; 0: all")
     parser.add_argument("--documents", action="store_true", help="rows hold packed documents")
     parser.add_argument("--repeats", type=flags.at_least(1), default=7, help="turns of each")
     args = parser.parse_args()
     host.keep_freed_memory()
     records = []
     print(f"{'T':>6} {'window':>6} {'type':9} {'chunk':>9} {'ms':>8} {'times as fast':>13} {'MiB':>7}")
-    for length, window, dtype in itertools.product(
-        args.length, args.window, ("float32", "bfloat16")
-    ):
+    for length, window, dtype in itertools.product(args.length, args.window, ("float32", "bfloat16")):
         shape = (TOKENS // length, length, HEADS, HEAD_DIM)
         arrays = [jax.random.normal(jax.random.key(seed), shape, dtype) for seed in range(4)]
         starts = jax.random.uniform(jax.random.key(4), shape[:2]) < 0.005

@@ -28,7 +28,7 @@ def step_of(arguments, core, length):
     """Returns the Step of a row of `length` tokens by a core of attention, or by a ring over so many devices ("ring 4")."""
     name, _, devices = core.partition(" ")
     split = {"parallel.context": devices} if name == "ring" else {"model.attention": name}
-    return steps.build(arguments.config, flags.overrides(arguments) | SHAPE | split | {"model.context_length": length}, int(devices or 1))
+    return steps.build(arguments.config, SHAPE | flags.overrides(arguments) | split | {"model.context_length": length}, int(devices or 1))
 
 
 def exponent(points):

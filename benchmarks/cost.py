@@ -44,7 +44,7 @@ def swept(args, name):
     """Returns a row for each size: its value, seconds, MiB, and what law and formula make of them."""
     rows = []
     for change in SWEEPS[name]:
-        step = steps.build(args.config, flags.overrides(args) | BASE | change)
+        step = steps.build(args.config, BASE | flags.overrides(args) | change)
         seconds, share = steps.paired_seconds({"": step}, args.repeats)[""]
         config, one = step.config, dict(step.mesh.shape)
         tokens = config.train.batch_size * config.model.context_length
@@ -69,9 +69,9 @@ def on_devices(args):
         if math.prod(mesh.values()) > len(jax.devices()):
             continue
         # XLA on a CPU sends bfloat16 as float32, so all is float32 here.
-        change = BASE | {"model.num_heads": 8, "train.batch_size": 16, "model.scan_layers": True, "model.compute_dtype": "float32"}
+        change = {"model.num_heads": 8, "train.batch_size": 16, "model.scan_layers": True, "model.compute_dtype": "float32"}
         meshed = {f"parallel.{axis}": count for axis, count in mesh.items()}
-        step = steps.build(args.config, flags.overrides(args) | change | meshed, math.prod(mesh.values()))
+        step = steps.build(args.config, BASE | flags.overrides(args) | change | meshed, math.prod(mesh.values()))
         sent = sum(one["sent_bytes"] for one in hlo.total_by_kind(hlo.collectives(step.run.as_text())).values())
         formula = traffic.total(traffic.traffic(step.config, dict(step.mesh.shape)))
         name = " x ".join(f"{axis} {count}" for axis, count in mesh.items())

@@ -62,10 +62,7 @@ def main():
     if args.work:
         contest.serve(lambda: make(*args.work, args))
         return
-    args.peer_python = sides.program(args.peer_python)
-    if args.peer:
-        flags.refuse_unless_checkout(args.peer, "model.py", "nanoGPT")
-        sides.refuse_unless_imports(args.peer_python, "torch")
+    sides.refuse_unless_nanogpt(args, "torch")
     for kind in args.ours.split(","):
         our_config(kind, args)  # what it refuses, before anything is started
     wanted = [("ours", kind, sys.executable) for kind in args.ours.split(",")]

@@ -1,4 +1,4 @@
-"""What the command lines of the benchmarks share: `--set KNOB=VALUE`, and one line for a package or a checkout that is not there."""
+"""What the command lines of the benchmarks share: the types of their flags, `--set KNOB=VALUE`, one line for what is not there."""
 
 import argparse
 import contextlib
@@ -93,9 +93,3 @@ def refuse_unless_there(folder, *names):
     """Ends the program with the first of the files and folders `names` that --data has not."""
     if missing := [name for name in names if not (folder / name).exists()]:
         raise SystemExit(f"--data {folder} has no {missing[0]}")
-
-
-def refuse_unless_checkout(folder, file, peer):
-    """Ends the program unless `folder` (nothing: no peer is wanted) has the peer's `file` in it."""
-    if folder and not (pathlib.Path(folder) / file).is_file():
-        raise SystemExit(f"--peer {folder}: no checkout of {peer} (there is no {file})")

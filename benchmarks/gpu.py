@@ -151,12 +151,9 @@ def timed(run, *arrays):
 
 
 def refuse_without_gpu(args):
-    """A CPU would take 43 GB and hours for these shapes."""
+    """Ends the program where there is no GPU, unless it is a rehearsal: these shapes take 43 GB, and hours of a CPU."""
     import jax
 
-    from lmtiny.parallel import host
-
-    host.leave_out_missing_tpu()
     if not args.rehearse and jax.default_backend() != "gpu":
         raise UserError(
             f"jax finds no GPU here, only {jax.devices()[0].platform}: where there is one, pip install -e '.[cuda]'; --rehearse takes "
@@ -181,16 +178,13 @@ def main():
         who, name, rows = args.work
         work(who, name, int(rows), args)
         return
-    args.peer_python = sides.program(args.peer_python)
-    if args.peer:
-        flags.refuse_unless_checkout(args.peer, "model.py", "nanoGPT")
-        sides.refuse_unless_imports(args.peer_python, "torch")
+    sides.refuse_unless_nanogpt(args, "torch")
+    import steps  # here, not in the peer's process; it keeps jax from looking for a TPU that is not there
+
     refuse_without_gpu(args)
     records = {}
     for name, rows in zip(CONFIGS, args.rows or ((2, 2) if args.rehearse else (32, 16)), strict=True):
         records[name] = {"steps": steps_of(name, rows, args), "parts_ms": parts_of(name, rows, args)}
-    import steps
-
     record = steps.machine() | {"what": "train step on a GPU, bfloat16", "rehearsal": args.rehearse, "configs": records}
     print(json.dumps(record | {"units": "ms, tokens/s, GiB, ms of each part"}))
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 
 import flags
-from sides import our_run, program, refuse_unless_imports, run, say, steps_for
+from sides import our_run, refuse_unless_nanogpt, run, say, steps_for
 
 from lmtiny import config as config_lib
 from lmtiny import console
@@ -57,15 +57,12 @@ def main():
     flags.add_set(parser)
     parser.add_argument("--calibrate", type=flags.at_least(10), default=60, help="steps that are timed first")
     args = parser.parse_args()
-    args.peer_python = program(args.peer_python)
+    refuse_unless_nanogpt(args, "torch, numpy")
     if not pathlib.Path(args.text).is_file():
         raise SystemExit(f"--text {args.text}: no such file")
-    config_lib.load(args.config, OURS | flags.overrides(args))  # what it refuses, before the peer's minutes
-    if args.peer:
-        flags.refuse_unless_checkout(args.peer, "train.py", "nanoGPT")
-        refuse_unless_imports(args.peer_python, "torch, numpy")
     text = pathlib.Path(args.text).read_text(encoding="utf-8")
     knobs = OURS | flags.overrides(args)
+    config_lib.load(args.config, knobs)  # what it refuses, before the peer's minutes
     args.set = [f"{name}={value}" for name, value in knobs.items()]
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder).resolve()

@@ -38,6 +38,16 @@ def refuse_unless_imports(python, modules):
         raise SystemExit(f"--peer-python {python}: {found.stderr.strip().splitlines()[-1]}")
 
 
+def refuse_unless_nanogpt(args, modules):
+    """Ends the program with one line unless --peer, where it is given, is nanoGPT's checkout, and --peer-python imports the modules."""
+    args.peer_python = program(args.peer_python)
+    if not args.peer:
+        return
+    if not (pathlib.Path(args.peer) / "model.py").is_file():
+        raise SystemExit(f"--peer {args.peer}: no checkout of nanoGPT (there is no model.py)")
+    refuse_unless_imports(args.peer_python, modules)
+
+
 def run(command, log, cwd, **variables):
     """Runs a command in `cwd`, its output into the file `log`; returns the output, or ends the program with its last line."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1"} | variables

@@ -1,9 +1,12 @@
 """What every test stands on: eight emulated CPU devices, no rank promotion, and nothing written at home."""
 
+import importlib
 import os
 import pathlib
 import signal
-from collections.abc import Iterator
+import sys
+import types
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -47,6 +50,16 @@ def plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Takes away what would make a test's output depend on where it runs."""
     for name in ("CI", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LMTINY_COORDINATOR", "LMTINY_NUM_PROCESSES", "LMTINY_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], types.ModuleType]]:
+    """Returns f(name) -> that file of benchmarks/, imported."""
+    folder = pathlib.Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module
+    for path in folder.glob("*.py"):  # which stand under plain names
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="session")

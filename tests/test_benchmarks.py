@@ -1,7 +1,6 @@
 """The benchmarks still start: their configs load, the GPU's is rehearsed on a CPU, and what they cannot do is one line."""
 
 import argparse
-import importlib
 import json
 import pathlib
 import subprocess
@@ -10,17 +9,7 @@ import sys
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
-PARTS = ("contest", "flags", "nanochat_jobs", "sides", "steps", "variants")  # of others, or run by another Python
-BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in PARTS)
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """Returns f(name) -> that file of benchmarks/, imported."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield importlib.import_module
-    for path in FOLDER.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+BENCHMARKS = sorted(path.stem for path in FOLDER.glob("*.py") if "run_main(main)" in path.read_text(encoding="utf-8"))
 
 
 def run(name, *flags):
@@ -28,8 +17,8 @@ def run(name, *flags):
 
 
 @pytest.mark.parametrize("name", ["gpt2_124m", "d12"])
-def test_the_gpus_rehearsal_is_a_smaller_model_of_the_same_kind(module, name):
-    gpu = module("gpu")
+def test_the_gpus_rehearsal_is_a_smaller_model_of_the_same_kind(benchmark, name):
+    gpu = benchmark("gpu")
     whole, small = gpu.config_of(name, 32, {}), gpu.config_of(name, 2, gpu.REHEARSAL)
     changed = {knob.split(".")[1] for knob in gpu.REHEARSAL}
     assert {knob for knob in whole.model if whole.model[knob] != small.model[knob]} == changed
@@ -37,10 +26,10 @@ def test_the_gpus_rehearsal_is_a_smaller_model_of_the_same_kind(module, name):
     assert (layers, width, length, rows) == (12, 768, {"gpt2_124m": 1024, "d12": 2048}[name], 32)
 
 
-def test_a_step_beside_nanogpt_has_nanogpts_matrices(module):
+def test_a_step_beside_nanogpt_has_nanogpts_matrices(benchmark):
     from lmtiny.model import size
 
-    contest, shape = module("contest"), module("cpu_step").SHAPES["gpt"]
+    contest, shape = benchmark("contest"), benchmark("cpu_step").SHAPES["gpt"]
     # nanoGPT's are 12 * 384 ** 2 and the scales of two norms in each of 6 layers; lmtiny's norms have biases too.
     counted = size.count_parameters(contest.lmtiny_config(shape, "float32", {}))
     assert counted["blocks"] == 6 * (12 * 384**2 + 2 * 2 * 384)
@@ -48,8 +37,8 @@ def test_a_step_beside_nanogpt_has_nanogpts_matrices(module):
 
 
 @pytest.mark.parametrize("which", ["RECIPE", "QUESTIONS"])
-def test_every_variant_of_the_recipe_is_a_config(module, which):
-    recipe, variants = module("recipe"), module("variants")
+def test_every_variant_of_the_recipe_is_a_config(benchmark, which):
+    recipe, variants = benchmark("recipe"), benchmark("variants")
     base = [f"{knob}={value}" for knob, value in variants.QUESTIONS_BASE.items()] * (which == "QUESTIONS")
     found = getattr(variants, which)
     args = argparse.Namespace(config=str(FOLDER.parent / "configs" / "tiny.py"), set=base, variants=found)

@@ -3,7 +3,6 @@
 import collections
 import pathlib
 import re
-import sys
 
 import pytest
 
@@ -19,25 +18,15 @@ for found in re.finditer(ROW, TEXT, re.MULTILINE):
 QUICK = ("gpt2_124m", "tiny")  # the others take 2 to 10 s each
 
 
-@pytest.fixture
-def with_formula(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import tpu_table
-
-    yield tpu_table.with_formula
-    for path in (ROOT / "benchmarks").glob("*.py"):
-        sys.modules.pop(path.stem, None)
-
-
 @pytest.mark.parametrize("config", [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in sorted(ROWS)])
-def test_the_formulas_column_is_todays(with_formula, config):
+def test_the_formulas_column_is_todays(benchmark, config):
     from lmtiny import config as config_lib
 
     for row in ROWS[config]:
         knobs = {f"train.{name}": count for name, count in re.findall(r", (batch_size|accumulation) (\d+)", row["knobs"])}
         mesh = dict.fromkeys(config_lib.MESH_AXES, 1) | {axis: int(count) for axis, count in re.findall(r"(\w+) (\d+)", row["mesh"])}
         report = {"mesh": mesh, "sent": {}}
-        record = with_formula({"config": config, "slice": row["slice"], "overrides": knobs, "report": report})
+        record = benchmark("tpu_table").with_formula({"config": config, "slice": row["slice"], "overrides": knobs, "report": report})
         assert f"{record['report']['formula']['needed'] / 2**30:.2f}" == row["formula"], row[0]
 
 
