@@ -12,6 +12,7 @@ import sys
 import time
 
 LOSS_EVERY = 10  # steps between two looks at the loss
+HOPELESS = 4  # times the fastest's time
 
 
 def lmtiny_config(shape, dtype, overrides):
@@ -121,9 +122,13 @@ class Contestant:
 
 
 def contest(contestants, turns, seconds):
-    """Lets them run in turns of about `seconds` each, after one that warms up; then ends them, or all where one fails."""
+    """Lets them run in turns of about `seconds` each, after one that warms up; then ends them, or all where one fails.
+
+    Returns those that ran, the others being HOPELESS times slower in their first steps than the fastest by their name: a CPU
+    without bfloat16 of its own takes minutes for a few of torch's steps in it.
+    """
     try:
-        _contest(contestants, turns, seconds)
+        return _contest(contestants, turns, seconds)
     except BaseException:
         for one in contestants:
             one.process.kill()
@@ -134,15 +139,18 @@ def _contest(contestants, turns, seconds):
     for one in contestants:
         one.wait()
     for one in contestants:
-        one.step(3)
+        one.step(1)
+    running = [one for one in contestants if one.median <= HOPELESS * best(contestants, one.who).median]
+    for one in running:
         one.number = max(1, round(seconds / one.median))
         one.step(one.number)
         one.times, one.cpu = [], []
     for _ in range(turns):
-        for one in contestants:
+        for one in running:
             one.step(one.number)
     for one in contestants:
         one.process.stdin.close()
+    return running
 
 
 def best(contestants, who):

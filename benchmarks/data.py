@@ -135,12 +135,12 @@ def main():
         raise SystemExit(f"--text {args.text}: no .txt there")
     host.keep_freed_memory()
     learned, tokenizer = learning(texts, args)
+    sides.say(f"learning {args.vocab:,} tokens, MB/s: " + ", ".join(f"{who} {rate:.1f}" for who, rate in learned.items()))
     encoded = encoding(texts, tokenizer, args)
+    sides.say("encoding, MB/s: " + ", ".join(f"{who} {rate:.1f}" for who, rate in encoded.items()))
     with tempfile.TemporaryDirectory() as folder:
         rates, waste = loading(args, pathlib.Path(folder))
         share = waiting(args, pathlib.Path(folder))
-    print(f"learning {args.vocab:,} tokens, MB/s: " + ", ".join(f"{who} {rate:.1f}" for who, rate in learned.items()))
-    print("encoding, MB/s: " + ", ".join(f"{who} {rate:.1f}" for who, rate in encoded.items()))
     for one in rates:
         print(f"loader, {one['rows']} x {one['T']:,}: {one['tokens_per_second'] / 1e6:.1f} M tokens/s")
     for length, of in waste.items():

@@ -17,7 +17,11 @@ def main():
     parser.add_argument("--chunks", type=flags.at_least(1), nargs="+", default=[256, 512, 1024], help=chunks)
     arguments = parser.parse_args()
     shape = flags.overrides(arguments) | {"tokenizer.vocab_size": arguments.vocab, "model.scan_layers": True}
-    compiled = {chunk: steps.build(arguments.config, shape | {"train.loss_chunk": chunk}) for chunk in (0, *arguments.chunks)}
+    compiled = {}
+    for chunk in (0, *arguments.chunks):
+        compiled[chunk] = steps.build(arguments.config, shape | {"train.loss_chunk": chunk})
+        print(f"compiled: {chunk or 'whole'}, {compiled[chunk].temp_mib:,.0f} MiB", flush=True)
+    print(f"{1 + arguments.repeats} steps of each, in turns", flush=True)
     found = steps.paired_seconds(compiled, arguments.repeats)
     print("chunk    temporaries    of whole   s a step   speed of whole   cores at work")
     record = {}

@@ -17,7 +17,9 @@ POLICIES = ("none", "dots", "names", "offload", "block")
 def build(arguments, remat, rows):
     shape = {"model.scan_layers": True, "model.num_layers": arguments.layers, "train.batch_size": rows, "model.remat": remat,
              "train.loss_chunk": 1024, "model.attention": "chunked"}  # fmt: skip
-    return steps.build(arguments.config, flags.overrides(arguments) | shape)
+    step = steps.build(arguments.config, flags.overrides(arguments) | shape)
+    print(f"compiled: {remat}, {rows} rows, {step.temp_mib:,.0f} MiB", flush=True)
+    return step
 
 
 def largest_batch(arguments, remat, limit):
@@ -36,6 +38,7 @@ def main():
     parser.add_argument("--batch", type=flags.at_least(2), default=8, help="rows")
     arguments = parser.parse_args()
     compiled = {remat: build(arguments, remat, arguments.batch) for remat in POLICIES}
+    print(f"{1 + arguments.repeats} steps of each, in turns", flush=True)
     found = steps.paired_seconds(compiled, arguments.repeats)
     print("policy    temporaries    of none   s a step   of none   cores at work")
     for remat, step in compiled.items():

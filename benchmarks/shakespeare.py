@@ -66,6 +66,8 @@ def main():
     args.set = [f"{name}={value}" for name, value in knobs.items()]
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder).resolve()
+        if args.peer:
+            say("nanoGPT trains: 2,000 steps, some minutes")
         seconds, theirs = (args.seconds, None) if args.peer is None else peer(args, text, work)
         if theirs is not None:
             say(f"nanoGPT: validation loss {theirs:.4f} after {seconds:.1f} s")
@@ -75,6 +77,7 @@ def main():
         (texts / "train.txt").write_text(text[:cut])
         (texts / "held_out" / "rest.txt").write_text(text[cut:])
         config = config_lib.load(args.config, knobs | {"corpus.kind": "files", "corpus.path": str(texts)})
+        say(f"lmtiny: {args.calibrate} steps, timed, to know how many fit")
         _, step, _ = our_run(args, config, texts, work, "calibration", args.calibrate, {"evaluation.rows": 1, "log.every": 5})
         record = {"what": "Shakespeare by the character, CPU", "units": "validation loss", "cores": os.cpu_count(), "peer": theirs}
         for share, name in ((1 / 3, "a third"), (1, "all")):

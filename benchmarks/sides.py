@@ -13,6 +13,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 
 import flags
 
@@ -56,7 +57,9 @@ def run(command, log, cwd, **variables):
     output = log.read_text(encoding="utf-8", errors="replace")
     if code:
         last = next((line for line in reversed(output.splitlines()) if line.strip()), "no output")
-        raise SystemExit(f"{log.stem} ended with code {code}: {last.strip()} (all of it: {log})")
+        with tempfile.NamedTemporaryFile("w", prefix=f"{log.stem}-", suffix=".log", delete=False) as kept:
+            kept.write(output)  # for the folder of the work may go with this program
+        raise SystemExit(f"{log.stem} ended with code {code}: {last.strip()} (all of it: {kept.name})")
     return output
 
 

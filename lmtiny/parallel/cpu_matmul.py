@@ -57,15 +57,25 @@ def use(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"parallel.cpu_matmul = {name} makes {' and '.join(_TYPES[name])} products, and model.compute_dtype = {dtype} has none; set it "
             f"to {' or '.join(_TYPES[name])}, or parallel.cpu_matmul = xla"
         )
-    library = register(mkl_sgemm() if name == "mkl" else 0)
-    if name == "own" and not getattr(library, f"lmtiny_multiplies_{dtype}")():
-        others = [other for other in _NEEDED if getattr(library, f"lmtiny_multiplies_{other}")()]
+    if name == "mkl":
+        register(mkl_sgemm())
+    elif dtype not in (others := own_types()):
         remedy = f"model.compute_dtype = {others[0]}, or parallel.cpu_matmul = xla" if others else "parallel.cpu_matmul = xla"
         raise UserError(
             f"parallel.cpu_matmul = own needs an x86 processor with {_NEEDED[dtype]} for model.compute_dtype = {dtype}, and a C++ compiler "
             f"that knows it (g++ 10 does); set {remedy}"
         )
     _type = dtype
+
+
+def own_types() -> list[str]:
+    """Returns the types of matrices that `own` multiplies on this processor.
+
+    Raises:
+      UserError: as `register`.
+    """
+    library = register()
+    return [dtype for dtype in _NEEDED if getattr(library, f"lmtiny_multiplies_{dtype}")()]
 
 
 def takes(*operands: Any) -> bool:

@@ -232,7 +232,7 @@ def test_a_processor_or_a_compiler_without_vectors(monkeypatch, dtype):
     config = config_of("own")
     config.model.compute_dtype = dtype
     library = types.SimpleNamespace(**{f"lmtiny_multiplies_{t}": lambda t=t: t != dtype for t in ("float32", "bfloat16")})
-    monkeypatch.setattr(cpu_matmul, "register", lambda sgemm: library)
+    monkeypatch.setattr(cpu_matmul, "register", lambda: library)
     needed = {"float32": "AVX2", "bfloat16": "AVX512-BF16"}[dtype]
     with pytest.raises(UserError, match=rf"own needs an x86 processor with {needed} for model\.compute_dtype = {dtype}, and a C\+\+ comp"):
         cpu_matmul.use(config, mesh.make_mesh(config, jax.devices()[:1]))
