@@ -3,8 +3,11 @@
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
+import tempfile
+import types
 
 import pytest
 
@@ -34,6 +37,37 @@ def test_a_step_beside_nanogpt_has_nanogpts_matrices(benchmark):
     counted = size.count_parameters(contest.lmtiny_config(shape, "float32", {}))
     assert counted["blocks"] == 6 * (12 * 384**2 + 2 * 2 * 384)
     assert counted["positions"] == 256 * 384
+
+
+class Told:
+    """A contestant whose steps take the seconds that it is told."""
+
+    def __init__(self, who, seconds):
+        self.who, self.median, self.times, self.cpu, self.numbers = who, seconds, [], [], []
+        self.process = types.SimpleNamespace(stdin=types.SimpleNamespace(close=lambda: None), kill=lambda: None)
+
+    def wait(self):
+        pass
+
+    def step(self, number):
+        self.numbers.append(number)
+        self.times.append(self.median)
+
+
+def test_a_way_that_is_hopeless_beside_its_own_side_is_left_out_after_a_step(benchmark):
+    ours, slow_ours, peer, hopeless = Told("ours", 0.5), Told("ours", 2.0), Told("peer", 5.0), Told("peer", 20.5)
+    assert benchmark("contest").contest([ours, slow_ours, peer, hopeless], 3, 1.0) == [ours, slow_ours, peer]
+    assert ours.numbers == [1, *[2] * 4] and slow_ours.numbers == peer.numbers == [1] * 5
+    assert hopeless.numbers == [1]
+
+
+def test_the_log_of_a_part_that_failed_outlives_its_folder(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with tempfile.TemporaryDirectory() as work, pytest.raises(SystemExit) as ended:
+        command = [sys.executable, "-c", "import sys; print('first'); sys.exit('last')"]
+        benchmark("sides").run(command, pathlib.Path(work) / "part.log", work)
+    told = re.fullmatch(r"part ended with code 1: last \(all of it: (.*)\)", str(ended.value))
+    assert sorted(pathlib.Path(told[1]).read_text(encoding="utf-8").split()) == ["first", "last"]
 
 
 @pytest.mark.parametrize("which", ["RECIPE", "QUESTIONS"])
