@@ -15,13 +15,18 @@ ROW = (
 ROWS = collections.defaultdict(list)
 for found in re.finditer(ROW, TEXT, re.MULTILINE):
     ROWS[found["config"]].append(found)
+MADE_WITH = re.search(r"\(libtpu [\d.]+, jax ([\d.]+);", TEXT)[1]
 QUICK = ("gpt2_124m", "tiny")  # the others take 2 to 10 s each
 
 
 @pytest.mark.parametrize("config", [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in sorted(ROWS)])
 def test_the_formulas_column_is_todays(benchmark, config):
+    import jax
+
     from lmtiny import config as config_lib
 
+    if jax.__version__ != MADE_WITH and config_lib.load(str(ROOT / "configs" / f"{config}.py")).model.activation == "gelu":
+        pytest.skip(f"the table is of jax {MADE_WITH}, whose GELU keeps an array more than that of jax {jax.__version__} may")
     for row in ROWS[config]:
         knobs = {f"train.{name}": count for name, count in re.findall(r", (batch_size|accumulation) (\d+)", row["knobs"])}
         mesh = dict.fromkeys(config_lib.MESH_AXES, 1) | {axis: int(count) for axis, count in re.findall(r"(\w+) (\d+)", row["mesh"])}
