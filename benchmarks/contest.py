@@ -12,7 +12,7 @@ import sys
 import time
 
 LOSS_EVERY = 10  # steps between two looks at the loss
-HOPELESS = 4  # times the fastest's time
+HOPELESS = 4  # times the time of the fastest of the same side
 
 
 def lmtiny_config(shape, dtype, overrides):
@@ -124,8 +124,8 @@ class Contestant:
 def contest(contestants, turns, seconds):
     """Lets them run in turns of about `seconds` each, after one that warms up; then ends them, or all where one fails.
 
-    Returns those that ran, the others being HOPELESS times slower in their first steps than the fastest by their name: a CPU
-    without bfloat16 of its own takes minutes for a few of torch's steps in it.
+    Returns those that had turns.  Left out is whose first step took more than HOPELESS times that of the fastest of its side
+    (`who`): a CPU without bfloat16 of its own takes minutes for a few of torch's steps in it.
     """
     try:
         return _contest(contestants, turns, seconds)

@@ -19,20 +19,29 @@ MADE_WITH = re.search(r"\(libtpu [\d.]+, jax ([\d.]+);", TEXT)[1]
 QUICK = ("gpt2_124m", "tiny")  # the others take 2 to 10 s each
 
 
+def hidden_bytes(config, mesh):
+    """Returns the bytes of the MLPs' hidden activations [layers, rows of a microbatch, T, F] in bfloat16 on one device."""
+    c, train = config.model, config.train
+    numbers = c.num_layers * train.batch_size * c.context_length * int(c.mlp_ratio * c.width)
+    return 2 * numbers / (train.accumulation * mesh["data"] * mesh["fsdp"] * mesh["tensor"])
+
+
 @pytest.mark.parametrize("config", [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in sorted(ROWS)])
 def test_the_formulas_column_is_todays(benchmark, config):
     import jax
 
     from lmtiny import config as config_lib
 
-    if jax.__version__ != MADE_WITH and config_lib.load(str(ROOT / "configs" / f"{config}.py")).model.activation == "gelu":
-        pytest.skip(f"the table is of jax {MADE_WITH}, whose GELU keeps an array more than that of jax {jax.__version__} may")
     for row in ROWS[config]:
         knobs = {f"train.{name}": count for name, count in re.findall(r", (batch_size|accumulation) (\d+)", row["knobs"])}
         mesh = dict.fromkeys(config_lib.MESH_AXES, 1) | {axis: int(count) for axis, count in re.findall(r"(\w+) (\d+)", row["mesh"])}
         report = {"mesh": mesh, "sent": {}}
         record = benchmark("tpu_table").with_formula({"config": config, "slice": row["slice"], "overrides": knobs, "report": report})
-        assert f"{record['report']['formula']['needed'] / 2**30:.2f}" == row["formula"], row[0]
+        needed = record["report"]["formula"]["needed"]
+        loaded = config_lib.load(str(ROOT / "configs" / f"{config}.py"), knobs)
+        if loaded.model.activation == "gelu" and jax.__version__ != MADE_WITH:
+            needed += hidden_bytes(loaded, mesh)  # jax 0.12 keeps one such array less
+        assert f"{needed / 2**30:.2f}" == row["formula"], row[0]
 
 
 def test_how_near_the_formula_comes_is_counted_right():
