@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import time
@@ -12,13 +13,18 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-ASIDE = ".aside-"  # in the name of what is not finished
+_ASIDE = re.compile(r"\.aside-\d+-[0-9a-f]{8}(\.|$)")  # in the name of what is not finished
+
+
+def is_aside(path: pathlib.Path) -> bool:
+    """Returns whether the name is one that `written` gives to what is not finished."""
+    return bool(_ASIDE.search(path.name))
 
 
 @contextmanager
 def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path beside `path` to write a file or a folder at; it is renamed to `path` when the block ends well."""
-    aside = path.with_name(f"{path.stem}{ASIDE}{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    aside = path.with_name(f"{path.stem}.aside-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield aside
         if aside.is_dir() and path.exists():

@@ -10,7 +10,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("planning", "tasks", "interop", "sampling", "training", "model", "data", "refining", "corpus", "tokenizer")  # top to bottom
 # The ground uses no room, and only ground below it.
-GROUND = ("run_log", "parallel", "command_line", "console", "files", "config", "values", "knobs", "ctrl_c", "errors")
+GROUND = (
+    "run_log", "parallel", "command_line", "console", "ownership", "files", "json_data", "config", "values", "knobs", "ctrl_c", "errors",
+)  # fmt: skip
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
 

@@ -7,10 +7,10 @@ takes a part of another corpus, tokenizer or setting for its own.
 import pathlib
 import shutil
 
-from lmtiny.files import ASIDE
+from lmtiny.files import is_aside
 
 
 def sweep(folder: pathlib.Path) -> None:
     """Removes what killed processes left unfinished in `folder`; to be called by the one that holds the lock."""
-    for path in folder.glob(f"*{ASIDE}*"):
+    for path in filter(is_aside, folder.iterdir()):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

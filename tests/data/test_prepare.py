@@ -182,7 +182,7 @@ def test_a_run_killed_outright_goes_on(config_of, hashes, tmp_path, monkeypatch)
         "shards_write = shards.write\n"
         "def write(path, *rest):\n"
         "    if '00002-of' in path.name:\n"
-        "        open(str(path) + '.aside-1-x', 'w').write('half')\n"
+        "        open(str(path) + '.aside-1-0123abcd', 'w').write('half')\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    shards_write(path, *rest)\n"
         "shards.write = write\n"
@@ -194,7 +194,7 @@ def test_a_run_killed_outright_goes_on(config_of, hashes, tmp_path, monkeypatch)
     assert ended.returncode == -signal.SIGKILL
     work = pathlib.Path(config.data.dir) / "parts"
     assert len(list(work.glob("train-*.array_record"))) == 2 and list(work.glob("*.aside-*"))
-    (work.parent / "manifest.json.aside-1-x").write_text("half")
+    (work.parent / "manifest.aside-1-0123abcd.json").write_text("half")
     monkeypatch.setattr(tokenizer, "learn", None)  # what was learned is not learned again
     prepared = prepare(config)
     assert hashes(prepared.folder) == whole

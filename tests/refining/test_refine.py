@@ -18,7 +18,7 @@ from lmtiny import corpus, refining
 from lmtiny.corpus.near_duplicates import Index
 from lmtiny.data import pool
 from lmtiny.errors import UserError
-from lmtiny.files import ASIDE
+from lmtiny.files import is_aside
 from lmtiny.refining import quality
 from tests.refining.planted import config_for, prose
 
@@ -326,7 +326,7 @@ if __name__ == "__main__":
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
     """Returns {name: hash} of all documents and counts."""
-    files = [file for file in sorted(folder.rglob("*.json*")) if "logs" not in file.parts and ASIDE not in file.name]
+    files = [file for file in sorted(folder.rglob("*.json*")) if "logs" not in file.parts and not is_aside(file)]
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

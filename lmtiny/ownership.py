@@ -1,0 +1,78 @@
+"""What lmtiny may delete or replace: only what a mark of its own shows that it wrote.
+
+A folder that lmtiny makes, or finds empty, gets a file `.lmtiny` that says what the folder is for. In a folder with that
+mark, the names that lmtiny uses are lmtiny's; a folder that holds anything else is refused and left as it is.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Callable
+
+from lmtiny.errors import UserError
+
+MARK = ".lmtiny"
+_FIRST_WORDS = "lmtiny wrote this folder: "
+_COUNTS_AS_EMPTY = {MARK, ".lock", "lost+found"}  # a lock that a killed process left; what a new file system comes with
+
+
+def purpose(folder: pathlib.Path) -> str:
+    """Returns what the mark in `folder` says that it is for, "" where there is none."""
+    mark = folder / MARK
+    if mark.is_symlink() or not mark.is_file() or mark.stat().st_size > 200:
+        return ""
+    first, _, said = mark.read_bytes().decode(errors="replace").partition(_FIRST_WORDS)
+    return "" if first else said.strip()
+
+
+def refuse_strangers(folder: pathlib.Path, what: str, named_by: str, is_ours: Callable[[], bool] = lambda: False) -> None:
+    """Raises UserError where `folder` holds anything, and neither a mark for `what` nor, so says `is_ours`, an older lmtiny's work.
+
+    Args:
+      what: what the folder is for, as in "prepared data".
+      named_by: the flag or knob that another folder is named with, as in "--workdir".
+      is_ours: looks for what lmtiny wrote there before it left marks.
+    """
+    if not folder.exists() or purpose(folder) == what:
+        return
+    if not folder.is_dir():
+        raise UserError(f"{named_by}: {folder} is a file; name a folder")
+    if marked := purpose(folder):
+        raise UserError(f"{named_by}: {folder} holds {marked}, not {what}; name another folder")
+    found = sorted(path.name for path in folder.iterdir() if path.name not in _COUNTS_AS_EMPTY)
+    if found and not is_ours():
+        raise UserError(
+            f"{named_by}: {folder} holds files that lmtiny did not write ({', '.join(found[:3])}{', ...' if found[3:] else ''}); "
+            "nothing was changed. Name an empty folder or one that does not exist"
+        )
+
+
+def claim(folder: pathlib.Path, what: str, named_by: str, is_ours: Callable[[], bool] = lambda: False) -> None:
+    """Makes `folder` where it is missing and marks it, after `refuse_strangers` with the same arguments.
+
+    Raises:
+      UserError: the folder is not lmtiny's to write in.
+      OSError: it cannot be made or written.
+    """
+    refuse_strangers(folder, what, named_by, is_ours)
+    if purpose(folder) != what:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not aside and renamed: another process that claims the same folder would take the file aside for a stranger's.
+        (folder / MARK).write_text(f"{_FIRST_WORDS}{what}\n")
+
+
+def remove(folder: pathlib.Path) -> None:
+    """Removes a marked folder with all in it, the mark last; does nothing where there is no folder.
+
+    Raises:
+      UserError: it has no mark.
+      OSError: something in it cannot be removed.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if folder.is_symlink() or not purpose(folder):
+        raise UserError(f"{folder} was not written by lmtiny, so it is not deleted; move it away")
+    for path in folder.iterdir():
+        if path.name != MARK:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (folder / MARK).unlink()
+    folder.rmdir()
