@@ -30,6 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],  # those that are tested
     packages=find_packages(include=["lmtiny", "lmtiny.*"]),
     package_data={"lmtiny.parallel": ["cpu_matmul.cc", "product.h", "vectors.h"]},
     install_requires=[
