@@ -30,7 +30,8 @@ def _add_one_by_one(counts: Counter[bytes], texts: Iterable[str]) -> None:
     import regex  # here, not above: slow to import
 
     for text in texts:
-        counts.update(piece.encode() for piece in regex.findall(SPLIT_PATTERN, text))
+        pieces = regex.finditer(SPLIT_PATTERN, split_counts.familiar(text))
+        counts.update(text[piece.start() : piece.end()].encode() for piece in pieces)
 
 
 def _gathered(texts: Iterable[str]) -> Iterator[list[str]]:

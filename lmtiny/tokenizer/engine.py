@@ -4,6 +4,8 @@ The engine is tiktoken's, Rust's fancy-regex.  It steps through a pattern one al
 nothing looks ahead and nothing is possessive to an automaton, whole.
 """
 
+import numpy as np
+
 from lmtiny.tokenizer.vocabulary import CONTRACTION, MORE_WORDS, NO_WORD, SUPERWORD_PATTERN, WORD
 
 _WHITE_SPACE = r"|\s+(?!\S)|\s+"  # what all known splits end with, and all of most that looks ahead
@@ -22,6 +24,21 @@ def engine_split(split: str) -> str:
     if split == SUPERWORD_PATTERN:
         return f"(?:{CONTRACTION})|{_RUN}|{_ANY_RUN}|{_grouped(NO_WORD)}"
     return _grouped(split)
+
+
+def characters(pattern: str) -> np.ndarray:
+    """Returns the code points of the characters that the engine matches with `pattern`, in ascending order.
+
+    Which characters are letters depends on the version of Unicode, of which the engine has its own: what is learned must have the same.
+    """
+    import tiktoken  # here, not above: whoever only wants the names of the special tokens need not wait for it
+
+    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x40000)]))  # above, Unicode has tags and what is private, nothing else
+    # The engine encodes what it matches and leaves out the rest, so with the bytes for tokens the ids are the bytes of the matches.
+    ranks = {bytes([value]): value for value in range(256)}
+    engine = tiktoken.Encoding("lmtiny", pat_str=f"(?:{pattern})+", mergeable_ranks=ranks, special_tokens={})
+    found = bytes(engine.encode_ordinary(everything)).decode()
+    return np.frombuffer(found.encode("utf-32-le"), np.uint32)
 
 
 def _grouped(split: str) -> str:

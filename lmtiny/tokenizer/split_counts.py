@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lmtiny.tokenizer.engine import characters
+
 END = "\0"  # between two texts
 _KINDS = 8
 _END, _LETTER, _DIGIT, _SPACE, _WHITE, _LINE, _SIGN, _SIGNED_LINE = range(_KINDS)  # signed: directly behind a sign, which takes it
@@ -39,16 +41,31 @@ def add(counts: Counter[bytes], texts: Iterable[str]) -> None:
 @functools.cache
 def _kinds() -> np.ndarray:
     """Returns the kind of each character."""
-    import regex  # here, not above: slow to import
-
     kinds = np.full(0x110000, _SIGN, np.uint8)
-    everything = "".join(map(chr, range(0x40000)))  # above, Unicode has tags and what is private, nothing else
-    for kind, pattern in ((_LETTER, r"\p{L}+"), (_DIGIT, r"\p{N}+"), (_WHITE, r"\s+")):
-        for found in regex.finditer(pattern, everything):
-            kinds[found.start() : found.end()] = kind
-    for kind, characters in ((_LINE, "\r\n"), (_SPACE, " "), (_END, END)):
-        kinds[[ord(one) for one in characters]] = kind
+    for kind, pattern in ((_LETTER, r"\p{L}"), (_DIGIT, r"\p{N}"), (_WHITE, r"\s")):
+        kinds[characters(pattern)] = kind
+    for kind, text in ((_LINE, "\r\n"), (_SPACE, " "), (_END, END)):
+        kinds[[ord(one) for one in text]] = kind
     return kinds
+
+
+def familiar(text: str) -> str:
+    """Returns `text` with an old character of the same kind in place of each beyond ASCII: any version of Unicode splits it alike."""
+    if text.isascii():
+        return text
+    return _familiar()[np.frombuffer(text.encode("utf-32-le"), np.uint32)].tobytes().decode("utf-32-le")
+
+
+@functools.cache
+def _familiar() -> np.ndarray:
+    """Returns the code point that stands for each character."""
+    table = np.zeros(_KINDS, "<u4")
+    for kind, character in ((_LETTER, "\u00e9"), (_DIGIT, "\u00b2"), (_WHITE, "\u3000"), (_SIGN, "\u2019")):
+        table[kind] = ord(character)
+    stands_for = table[_kinds()]
+    themselves = [*range(0x80), ord("\u017f")]  # the last is an s in a contraction
+    stands_for[themselves] = themselves
+    return stands_for
 
 
 @functools.cache

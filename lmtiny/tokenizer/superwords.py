@@ -18,6 +18,7 @@ from lmtiny import console
 from lmtiny.errors import UserError
 from lmtiny.tokenizer.counting import commonest
 from lmtiny.tokenizer.merges import learn_merges
+from lmtiny.tokenizer.split_counts import familiar
 from lmtiny.tokenizer.tokenizer import Tokenizer
 from lmtiny.tokenizer.vocabulary import MAX_TOKEN_BYTES, SUPERWORD_RUN
 
@@ -131,8 +132,8 @@ def _runs(first: Tokenizer, text: str) -> np.ndarray:
     """Returns int32 ids of the text's runs of words, a separator between two; what is no run of words is left out."""
     import regex  # here, not above: slow to import, and only needed by who learns
 
-    runs = regex.compile(SUPERWORD_RUN).finditer(text)
-    return np.array(first.encode("\n".join(run[0] for run in runs)), np.int32)
+    runs = regex.compile(SUPERWORD_RUN).finditer(familiar(text))
+    return np.array(first.encode("\n".join(text[run.start() : run.end()] for run in runs)), np.int32)
 
 
 def _inside(ids: np.ndarray) -> np.ndarray:

@@ -8,7 +8,9 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtiny.tokenizer import SPLIT_PATTERN, counting, learn
+from lmtiny.tokenizer import SPLIT_PATTERN, counting, learn, split_counts
+from lmtiny.tokenizer.encoders import merging_encoder
+from lmtiny.tokenizer.vocabulary import BYTES
 
 # Of each kind of character some, and those that the split has rules for; a zero is counted in its own way.
 few = st.text("aZ'slvERE 09.,\n\r\t\x0b\x1c\u00a0\u2028\u3000’“…²é가ſ\U00010400", max_size=60)
@@ -24,13 +26,38 @@ contractions = st.lists(st.sampled_from(["'ll", "'VE", "'re", "'s", "'ſ", "'x",
 @given(text=few | any_text | prose | contractions)
 @settings(max_examples=500, deadline=None, database=None)
 def test_pieces_are_those_of_the_split(text: str) -> None:
-    expected = Counter(regex.findall(SPLIT_PATTERN, text))
+    expected = Counter(text[piece.start() : piece.end()] for piece in regex.finditer(SPLIT_PATTERN, split_counts.familiar(text)))
     assert counting.piece_counts([text]) == expected
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "_BLOCK", 3)
         assert "".join(counting.split_blocks(text)) == text
         assert counting.piece_counts([text]) == expected
         assert counting.piece_counts([text, "And so on. ", text]) == expected + expected + Counter(["And", " so", " on", ".", " "])
+
+
+# Of these, U+088F was made a letter in 2025 and U+11DE0 a digit: an older Unicode calls them signs.
+LATELY = [0x088F, 0x11DE0]
+EVERY_CHARACTER = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+
+
+@pytest.mark.parametrize("codes", [LATELY, EVERY_CHARACTER[::61], pytest.param(EVERY_CHARACTER, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("behind", ["", "\0"])  # which is counted in another way
+def test_learning_splits_as_encoding_does_whatever_is_a_letter_where(codes: list[int], behind: str) -> None:
+    for start in range(0, len(codes), 20_000):
+        text = " .".join(f"a{char}b 1{char} {char}{char}" for char in map(chr, codes[start : start + 20_000])) + behind
+        learned = counting.piece_counts([text])
+        # A piece that is a token is encoded as that token, so where encoding cuts as learning does the counts are the same.
+        ranks = {token: rank for rank, token in enumerate(dict.fromkeys([*BYTES, *(piece.encode() for piece in learned)]))}
+        encoded = Counter(merging_encoder(ranks, SPLIT_PATTERN)(text).tolist())
+        assert encoded == {ranks[piece.encode()]: count for piece, count in learned.items()}
+
+
+def test_superwords_are_learned_of_what_encoding_calls_letters() -> None:
+    for char in map(chr, LATELY):
+        text = f"{char}x {char}y {char}z. " * 50
+        learned = learn("superword", [text], 300, 10**9, word_share=0.9)
+        used = {learned.tokens[number] for number in learned.encode(text)}
+        assert len(learned.tokens) > 265 and {token for token in learned.tokens if b" " in token[1:]} <= used
 
 
 def test_a_long_text_is_cut_into_many_blocks(corpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
