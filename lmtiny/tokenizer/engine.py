@@ -8,7 +8,7 @@ import numpy as np
 
 from lmtiny.tokenizer.vocabulary import CONTRACTION, MORE_WORDS, NO_WORD, SUPERWORD_PATTERN, WORD
 
-_WHITE_SPACE = r"|\s+(?!\S)|\s+"  # what all known splits end with, and all of most that looks ahead
+_WHITE_SPACE = r"|\s+(?!"  # so begins what all known splits end with, and all of most that looks ahead
 
 # A run of words with no contraction behind it, which the automaton finds whole; then any run. Letters are not given back one by
 # one: what follows them may be nothing, so it never fails, and a million of them would fill the engine's stack.
@@ -29,12 +29,15 @@ def engine_split(split: str) -> str:
 def characters(pattern: str) -> np.ndarray:
     """Returns the code points of the characters that the engine matches with `pattern`, in ascending order.
 
-    Which characters are letters depends on the version of Unicode, of which the engine has its own: what is learned must have the same.
+    Which characters are letters depends on the version of Unicode. The engine has its own, and learning must
+    have the same.
     """
-    import tiktoken  # here, not above: whoever only wants the names of the special tokens need not wait for it
+    import tiktoken  # here, not above: who only wants the names of the special tokens need not wait for it
 
-    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x40000)]))  # above, Unicode has tags and what is private, nothing else
-    # The engine encodes what it matches and leaves out the rest, so with the bytes for tokens the ids are the bytes of the matches.
+    # Above, Unicode has tags and what is private, nothing else.
+    everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x40000)]))
+    # The engine encodes what it matches and leaves out the rest: with the bytes for tokens, ids are bytes of
+    # matches.
     ranks = {bytes([value]): value for value in range(256)}
     engine = tiktoken.Encoding("lmtiny", pat_str=f"(?:{pattern})+", mergeable_ranks=ranks, special_tokens={})
     found = bytes(engine.encode_ordinary(everything)).decode()
@@ -42,6 +45,7 @@ def characters(pattern: str) -> np.ndarray:
 
 
 def _grouped(split: str) -> str:
-    if not split.endswith(_WHITE_SPACE):
+    head, mark, white_space = split.partition(_WHITE_SPACE)
+    if not mark:
         raise ValueError(f"{split} does not end with {_WHITE_SPACE}")
-    return f"(?:{split.removesuffix(_WHITE_SPACE).replace('?+', '?').replace('++', '+')}){_WHITE_SPACE}"
+    return f"(?:{head.replace('?+', '?').replace('++', '+')}){mark}{white_space}"

@@ -12,13 +12,17 @@ from lmtiny.tokenizer.vocabulary import PATTERNS, SPECIAL_TOKENS, problem_with
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """Returns the tokenizer.json of a BPE or superword tokenizer; `tokenizers` gives the same ids with it.
 
-    But by its default it takes "<|bos|>" in a text for that token (`encode_special_tokens = True` there: for text), and it
-    does not cut white space of more than 32,768 characters.
+    Of one that was read from a tokenizer.json, that file as it was.
+
+    By its default `tokenizers` takes "<|bos|>" in a text for that token (`encode_special_tokens = True`
+    there: for text), and it does not cut white space of more than 32,768 characters.
 
     Raises:
       UserError: the kind is another one.
     """
     refuse_to_export(tokenizer.kind)
+    if tokenizer.foreign:
+        return tokenizer.foreign.source.decode()
     printable = printable_bytes()
     shown = ["".join(map(printable.__getitem__, token)) for token in tokenizer.tokens[: tokenizer.bos_id]]
     ranks = {token: rank for rank, token in enumerate(tokenizer.tokens[: tokenizer.bos_id])}
@@ -48,8 +52,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
 
 def refuse_to_export(kind: str) -> None:
     """Raises UserError where a tokenizer of this kind cannot be written as tokenizer.json."""
-    if kind not in PATTERNS:
-        raise UserError(f"a {kind} tokenizer cannot be written as tokenizer.json; lmtiny's own {' and '.join(PATTERNS)} can")
+    if kind not in (*PATTERNS, "huggingface"):
+        can = f"lmtiny's own {' and '.join(PATTERNS)} can, and what was read from one"
+        raise UserError(f"a {kind} tokenizer cannot be written as tokenizer.json; {can}")
 
 
 def own_kind(foreign: Foreign) -> str:

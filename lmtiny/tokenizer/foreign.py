@@ -17,7 +17,7 @@ import numpy as np
 
 from lmtiny.errors import UserError
 from lmtiny.tokenizer.encoders import Encoder, merging_encoder
-from lmtiny.tokenizer.vocabulary import MAX_TOKENS
+from lmtiny.tokenizer.vocabulary import BYTES, MAX_TOKENS
 
 FILES = {"tiktoken": "ranks.tiktoken", "huggingface": "tokenizer.json", "sentencepiece": "spiece.model"}  # kind -> its file in our folder
 MAX_FILE_BYTES = 256 << 20
@@ -31,6 +31,11 @@ GPT4O_SPLIT = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_ENDING}|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_ENDING}"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+# SmolLM and StarCoder cut at each digit first: what is before a digit is split as if the text ended there.
+DIGITS_SPLIT = GPT2_SPLIT.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
+_TEKKEN_SPLIT = GPT4O_SPLIT.replace(_ENDING, "").replace("{1,3}", "")  # Mistral's
+SPLITS = (GPT2_SPLIT, DIGITS_SPLIT, GPT4_SPLIT, GPT4O_SPLIT, _TEKKEN_SPLIT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +155,7 @@ def _tiktoken(source: bytes, where: str) -> Foreign:
 
 def byte_ids(ids: dict[bytes, int]) -> np.ndarray:
     """Returns int64[256], the id of each byte; raises KeyError where one has none."""
-    return np.array([ids[bytes([value])] for value in range(256)])
+    return np.array([ids[one] for one in BYTES])
 
 
 def refuse_if_no_vocabulary(tokens: Sequence[bytes], where: str) -> None:

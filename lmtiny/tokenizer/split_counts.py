@@ -50,7 +50,10 @@ def _kinds() -> np.ndarray:
 
 
 def familiar(text: str) -> str:
-    """Returns `text` with an old character of the same kind in place of each beyond ASCII: any version of Unicode splits it alike."""
+    """Returns `text` with an old character of the same kind in place of each beyond ASCII.
+
+    Any version of Unicode splits it as the engine that encodes splits `text`.
+    """
     if text.isascii():
         return text
     return _familiar()[np.frombuffer(text.encode("utf-32-le"), np.uint32)].tobytes().decode("utf-32-le")

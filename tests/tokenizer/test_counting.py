@@ -26,7 +26,8 @@ contractions = st.lists(st.sampled_from(["'ll", "'VE", "'re", "'s", "'ſ", "'x",
 @given(text=few | any_text | prose | contractions)
 @settings(max_examples=500, deadline=None, database=None)
 def test_pieces_are_those_of_the_split(text: str) -> None:
-    expected = Counter(text[piece.start() : piece.end()] for piece in regex.finditer(SPLIT_PATTERN, split_counts.familiar(text)))
+    found = regex.finditer(SPLIT_PATTERN, split_counts.familiar(text))
+    expected = Counter(text[piece.start() : piece.end()] for piece in found)
     assert counting.piece_counts([text]) == expected
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "_BLOCK", 3)
@@ -40,14 +41,19 @@ LATELY = [0x088F, 0x11DE0]
 EVERY_CHARACTER = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 
 
-@pytest.mark.parametrize("codes", [LATELY, EVERY_CHARACTER[::61], pytest.param(EVERY_CHARACTER, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "codes", [LATELY, EVERY_CHARACTER[::61], pytest.param(EVERY_CHARACTER, marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.parametrize("behind", ["", "\0"])  # which is counted in another way
 def test_learning_splits_as_encoding_does_whatever_is_a_letter_where(codes: list[int], behind: str) -> None:
     for start in range(0, len(codes), 20_000):
-        text = " .".join(f"a{char}b 1{char} {char}{char}" for char in map(chr, codes[start : start + 20_000])) + behind
+        some = map(chr, codes[start : start + 20_000])
+        text = " .".join(f"a{char}b 1{char} {char}{char}" for char in some) + behind
         learned = counting.piece_counts([text])
-        # A piece that is a token is encoded as that token, so where encoding cuts as learning does the counts are the same.
-        ranks = {token: rank for rank, token in enumerate(dict.fromkeys([*BYTES, *(piece.encode() for piece in learned)]))}
+        # A piece that is a token is encoded as that token: where encoding cuts as learning does, counts
+        # agree.
+        tokens = dict.fromkeys([*BYTES, *(piece.encode() for piece in learned)])
+        ranks = {token: rank for rank, token in enumerate(tokens)}
         encoded = Counter(merging_encoder(ranks, SPLIT_PATTERN)(text).tolist())
         assert encoded == {ranks[piece.encode()]: count for piece, count in learned.items()}
 

@@ -122,6 +122,43 @@ def test_what_is_read_is_saved_and_loaded_as_it_was(qwen: Tokenizer, tmp_path: p
         load(tmp_path)
 
 
+def of_letters(merges: list[str], **model: Any) -> dict[str, Any]:
+    """Returns a tokenizer.json laid out as GPT-2's: the bytes, then what `merges` make."""
+    vocab = {char: value for value, char in printable_bytes().items()}
+    for pair in merges:
+        vocab.setdefault(pair.replace(" ", ""), len(vocab))
+    pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": pre_tokenizer,
+        "model": {"type": "BPE", "unk_token": None, "vocab": vocab, "merges": merges, **model}}  # fmt: skip
+
+
+def test_a_token_that_no_merges_reach_is_a_whole_piece_or_nothing(tmp_path: pathlib.Path) -> None:
+    content = of_letters(["b c", "a b", "c d", "ab cd"], ignore_merges=True)
+    reads = load(written(content, tmp_path))
+    assert [reads.encode(text) for text in ("abcd", "xabcd", "abcdx", "abcd.abcd")] == [
+        [259], [120, 97, 256, 100], [97, 256, 100, 120], [259, 46, 259],
+    ]  # fmt: skip
+    assert tokenizer_json(reads) == (tmp_path / "tokenizer.json").read_text()
+    content["model"]["ignore_merges"] = False
+    assert load(written(content, tmp_path)).encode("abcd") == [97, 256, 100]
+    # By rank it would come about of two tokens, "ab" and "c"; no merge says so.
+    content = of_letters(["a b"], ignore_merges=True)
+    content["model"]["vocab"]["abc"] = 257
+    reads = load(written(content, tmp_path))
+    assert [reads.encode(text) for text in ("abc", "xabc", "abc abc.abc")] == [
+        [257], [120, 256, 99], [257, 32, 256, 99, 46, 257],
+    ]  # fmt: skip
+    content["model"]["vocab"]["yz"] = 258
+    with pytest.raises(UserError, match=r"ignore_merges, and its token b'yz' of two bytes has no merge"):
+        load(written(content, tmp_path))
+
+
+def test_a_model_of_no_type_is_the_bpe_that_it_looks_like(tmp_path: pathlib.Path) -> None:
+    content = of_letters(["a b"])
+    del content["model"]["type"]
+    assert load(written(content, tmp_path)).encode("abcd") == [256, 99, 100]
+
+
 def changed(**changes: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda content: {**content, **changes}
 
@@ -151,6 +188,13 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "an id that would fill the memory": (in_model(vocab={"a": 10**15}), "is no id"),
     "an id below zero": (in_model(vocab={"a": -1}), "is no id"),
     "an id that is no number": (in_model(vocab={"a": "0"}), "is no id"),
+    "a null split, as Llama 2's": (changed(pre_tokenizer=None), "its pre_tokenizer is null"),
+    "splits of no type": (changed(pre_tokenizer={"type": "Sequence", "pretokenizers": [None]}), "damaged"),
+    "no splits": (changed(pre_tokenizer={"type": "Sequence", "pretokenizers": []}), "is not a split and"),
+    "a merge of three": (in_model(merges=["a b c"]), "a merge is of 3 tokens"),
+    "a character that is no byte": (in_model(vocab={"가": 0}), "not written in the characters of GPT-2's"),
+    "an id that is a list": (in_model(vocab={"a": [[1]]}), "is no id"),
+    "a normalizer that is a word": (changed(normalizer="NFC"), "damaged"),
     "no bytes": (in_model(vocab={}, merges=[]), "damaged"),
     "merges in disorder": (merges_reversed, "not in the order of byte-pair encoding"),
     "a merge of what is no token": (in_model(merges=["q z"]), "not in its vocabulary"),
