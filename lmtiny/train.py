@@ -109,6 +109,7 @@ def train(
     train_step = make_train_step(computed, optimizer, mesh, tokenizer.bos_id)
     validated = evaluation.for_validation(config, mesh)
     eval_step, decoder = make_eval_step(validated, mesh, tokenizer.bos_id), Decoder(config)
+    id_bytes = evaluation.bytes_of_ids(data)
     if first_step:
         state = checkpoint.restore(workdir / "checkpoints" / str(first_step), abstract_state(config, optimizer, mesh))
     else:
@@ -143,7 +144,7 @@ def train(
             measured = {}
             if validate and not stopped:
                 held_out = loader.validation_batches(data, validated, validated.train.batch_size, *held_out_rows, config.evaluation.rows)
-                score = evaluation.score(eval_step, state.params, held_out, tokenizer.token_bytes, mesh, validated.train.batch_size)
+                score = evaluation.score(eval_step, state.params, held_out, id_bytes, mesh, validated.train.batch_size)
                 measured = {"validation_bits_per_byte": score.bits_per_byte, "validation_loss": score.loss}
                 validation = f"{score.bits_per_byte:.4f} bits per byte (loss {score.loss:.4f} nats per token)"
                 console.say(f"step {step}: validation {validation}")

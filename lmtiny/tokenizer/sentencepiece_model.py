@@ -10,12 +10,14 @@ import numpy as np
 from lmtiny.errors import UserError
 from lmtiny.tokenizer.encoders import Encoder
 from lmtiny.tokenizer.foreign import Foreign, refuse_if_no_vocabulary
+from lmtiny.tokenizer.vocabulary import BYTES
 
 _SPACE = "\u2581"  # what sentencepiece writes for a space
+_UNKNOWN = "characters it does not know"
 # What is lost, in words, and texts that show it. A space before the text is no loss that matters: it is told apart.
 _PROBES = {
     "spaces in a row, at the ends, or other white space": ("a  b", "a ", "a\tb\n\nc"),
-    "characters it does not know": ("\u16a0\U00010400", "\x01"),
+    _UNKNOWN: ("\u16a0\U00010400", "\x01"),
     "other forms of the same character": ("\ufb01", "e\u0301", "\uff21"),
 }
 
@@ -44,6 +46,8 @@ def parsed(source: bytes, where: str) -> Foreign:
     singles = {tokens[number]: number for number in range(size) if model.is_byte(number)}
     byte_ids = np.array([singles.get(bytes([value]), max(0, model.unk_id())) for value in range(256)])
     lost = [what for what, probes in _PROBES.items() if any(not _comes_back(probe, encode, tokens) for probe in probes)]
+    if len(singles) < len(BYTES) and _UNKNOWN not in lost:  # whichever these are
+        lost.append(_UNKNOWN)
     if encode("a").size and b"".join(tokens[number] for number in encode("a")) == b" a":
         lost.append("a space more in front")
     return Foreign("sentencepiece", source, tokens, encode, byte_ids, "; ".join(lost))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sentencepiece
 from flax import nnx
 
 from lmtiny import config as config_lib
@@ -12,7 +13,7 @@ from lmtiny.data.loader import Rows, validation_batches
 from lmtiny.data.preparation import prepare
 from lmtiny.model import size
 from lmtiny.parallel import mesh as mesh_lib
-from lmtiny.training.evaluation import for_validation, score
+from lmtiny.training.evaluation import bytes_of_ids, for_validation, score
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import init_state
 from lmtiny.training.step import make_eval_step
@@ -99,6 +100,46 @@ def by_hand(config, params, rows, data):
         bytes_of = np.asarray(data.tokenizer.token_bytes)[row[1:]]
         nats, num_bytes = nats + float(jnp.sum(nll * (bytes_of > 0))), num_bytes + int(bytes_of.sum())
     return nats, num_bytes
+
+
+HANGUL = ["모든 국민은  인간으로서의 존엄과 가치를 가지며,", "The king of Korea.", "행복을 추구할 \u2581 권리를 가진다. " * 5]
+
+
+@pytest.mark.parametrize("byte_fallback", [False, True])
+def test_all_that_sentencepiece_reads_is_scored_over_the_texts_bytes(tmp_path, byte_fallback, monkeypatch):
+    monkeypatch.setattr("lmtiny.tokenizer.tokenizer.warn", lambda _: None)
+    english = ["The king said that the queen is not in the garden.", "A man walked to the town, and home."]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(2 * english), model_prefix=str(tmp_path / "english"), model_type="bpe", minloglevel=2,
+        byte_fallback=byte_fallback, vocab_size=300 if byte_fallback else 40, hard_vocab_limit=False,
+    )  # fmt: skip
+    files = tmp_path / "files"
+    files.mkdir()
+    for number in range(24):
+        (files / f"{number}.txt").write_text(f"{number}. {HANGUL[number % 3]}")
+    wanted = {"corpus.kind": "files", "corpus.validation_fraction": 0.5, "corpus.near_duplicate": 1.5}
+    paths = {"corpus.path": "files", "data.dir": "prepared", "tokenizer.path": "english.model"}
+    config = config_with(**wanted, **{name: str(tmp_path / path) for name, path in paths.items()})
+    data = prepare(config)
+    config.tokenizer.vocab_size = data.tokenizer.vocab_size
+    held_out = data.manifest["splits"]["validation"]
+    mesh = mesh_lib.make_mesh(config, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        batches = list(validation_batches(data, config, 8))
+        eval_step, params = make_eval_step(config, mesh, data.bos_id), size.init_params(config)
+        found = score(eval_step, params, batches, bytes_of_ids(data), mesh, 8)
+    rows = np.concatenate(batches)
+    assert found.tokens == held_out["tokens"] == np.sum(rows < data.bos_id)
+    assert found.bytes == held_out["bytes"] != data.tokenizer.token_bytes[rows].sum()
+    nats = found.loss * found.tokens
+    np.testing.assert_allclose(found.bits_per_byte, nats / np.log(2) / held_out["bytes"], rtol=1e-5)
+
+
+def test_an_id_of_ours_counts_its_own_bytes(tmp_path):
+    (tmp_path / "text.txt").write_text("A rather short text, é.\n" * 40)
+    wanted = {"corpus.kind": "files", "corpus.path": str(tmp_path / "text.txt"), "corpus.near_duplicate": 1.5}
+    data = prepare(config_with(**wanted, **{"data.dir": str(tmp_path / "prepared")}))
+    np.testing.assert_array_equal(bytes_of_ids(data), data.tokenizer.token_bytes)
 
 
 def test_learned_positions_end():
