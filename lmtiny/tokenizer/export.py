@@ -2,6 +2,7 @@
 
 import json
 
+from lmtiny import json_data
 from lmtiny.errors import UserError
 from lmtiny.tokenizer.byte_merges import last_pair, printable_bytes
 from lmtiny.tokenizer.foreign import Foreign
@@ -62,7 +63,7 @@ def own_kind(foreign: Foreign) -> str:
     tokens = foreign.tokens[: -len(SPECIAL_TOKENS)]
     if foreign.kind != "huggingface" or len(tokens) < 256 or problem_with("bpe", tokens):
         return ""
-    said = json.loads(foreign.source)
+    said = json_data.parsed(foreign.source, "the tokenizer.json")
     if [token["content"] for token in said.get("added_tokens") or []] != list(SPECIAL_TOKENS):
         return ""
     return next((kind for kind in PATTERNS if json.loads(tokenizer_json(Tokenizer(kind, tokens))) == said), "")

@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from lmtiny import json_data
 from lmtiny.errors import UserError
 from lmtiny.files import write_aside
 from lmtiny.tokenizer import foreign as foreign_lib
@@ -107,8 +108,8 @@ def _read_foreign(description: dict[str, Any], raw: bytes, path: pathlib.Path) -
 
 def _checked_description(raw: bytes, path: pathlib.Path) -> dict[str, Any]:
     """Returns the JSON object in `raw`; raises UserError if it is of another format or a byte of it was altered."""
+    description = json_data.parsed(raw, str(path))
     try:
-        description = json.loads(raw)
         if not isinstance(description, dict) or "format" not in description:
             raise UserError(f"{path} does not describe a tokenizer")
         if description["format"] != FORMAT:
@@ -116,8 +117,8 @@ def _checked_description(raw: bytes, path: pathlib.Path) -> dict[str, Any]:
         # Comparing with what would be written now leaves no byte unchecked, spaces and doubled keys included.
         if _sealed({name: value for name, value in description.items() if name != "checksum"}) != raw:
             raise UserError(f"{path} was altered or damaged: its checksum is not that of its content")
-    except (ValueError, RecursionError):  # not JSON, not UTF-8, NaN, brackets without end
-        raise UserError(f"{path} is not JSON: damaged, or not written by lmtiny") from None
+    except (ValueError, RecursionError):  # 1e999, brackets that can be read and not written
+        raise UserError(f"{path} is not JSON that lmtiny writes: damaged") from None
     return description
 
 
@@ -204,5 +205,6 @@ def _nothing_at(place: pathlib.Path) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    # A list may be nested too deep to be shown.
+    text = "a list or an object" if isinstance(value, list | dict) else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
