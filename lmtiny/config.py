@@ -17,8 +17,11 @@ from typing import Any
 import ml_collections
 
 from lmtiny import values as values_lib
-from lmtiny.errors import UserError
-from lmtiny.knobs import KNOBS, knobs
+from lmtiny.errors import UserError, cut, shown
+from lmtiny.knobs import KNOBS, knobs, text
+
+LONGEST_FILE = 1 << 20  # bytes of a config file: what is longer is something else
+MOST_PARAMETERS, MOST_TOKENS = 10**13, 2**36  # of a model; of a step: products of knobs of which each may be as large as it is
 
 # Outermost first: neighbours on the last axes talk most, and `parallel.mesh` lays those along the fastest links.
 MESH_AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
@@ -45,7 +48,7 @@ def set_knob(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
     """Sets the knob of the dotted `name`; raises UserError for an unknown name or a wrong type."""
     known = dict(knobs())
     if name not in known:
-        raise UserError(f"config has no {name!r}{values_lib.nearest(name, list(known))}")
+        raise UserError(f"config has no {shown(name)}{values_lib.nearest(name, list(known))}")
     *path, last = name.split(".")
     (config[path[0]] if path else config)[last] = values_lib.converted(name, known[name], value)
 
@@ -69,29 +72,27 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ml_collections.C
     Raises:
       UserError: no such file, no `get_config()`, an unknown or mistyped knob, or a value that `check` refuses.
     """
-    file = pathlib.Path(path)
-    if not file.is_file():
-        there = {other.stem: str(other) for other in sorted(file.parent.glob("[!_]*.py"))} if file.parent.is_dir() else {}
-        close = difflib.get_close_matches(file.stem, there, 1, 0.6)
-        listed = f"; there are {', '.join(there.values())}" if there else ""
-        raise UserError(f"no config file {path!r}{f'; did you mean {there[close[0]]}?' if close else listed}")
+    file = _found(path)
     spec = importlib.util.spec_from_file_location(f"lmtiny_config_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is no config file: its name must end in .py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
             raise UserError(f"{path} has no get_config(); a config file defines one that returns the config")
         config = module.get_config()
+        if isinstance(config, ml_collections.ConfigDict):
+            config = config.to_dict()
     except UserError:
         raise
+    except SystemExit:  # it would end the program, with success perhaps and without a word
+        raise UserError(f"{path} calls exit; a config file only returns a config") from None
     except Exception as error:  # a config file is the person's own code: whatever it raises is told in one line
         if isinstance(error, TypeError) and (found := _OTHER_TYPE.search(str(error))):
             comma = "; a list of one wants a comma behind it: ({...},)" if found["wanted"] == "tuple" else ""
             raise UserError(f"{path}: {found['name']} is of the type {found['given']}, not {found['wanted']}{comma}") from None
-        raise UserError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    config = from_dict(config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config, path)
+        raise UserError(f"{path}: {type(error).__name__}: {cut(' '.join(str(error).split()), 300)}") from error
+    config = from_dict(config, path)
     for name, value in (overrides or {}).items():
         set_knob(config, name, value)
     if not config.name:
@@ -100,11 +101,44 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ml_collections.C
     return config
 
 
+def _found(path: str) -> pathlib.Path:
+    """Returns the config file of a path; raises UserError, which names those that may be meant, where there is none."""
+    if problem := text(path):
+        raise UserError(f"--config {shown(path)} {problem}")
+    file = pathlib.Path(path)
+    try:
+        size = file.stat().st_size if file.is_file() else None
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
+    if size is None:
+        beside = sorted(file.parent.glob("[!_]*.py")) if file.parent.is_dir() else []
+        there = {other.stem: str(other) for other in (*files_there(), *beside)}
+        close = difflib.get_close_matches(file.stem, there, 1, 0.6)
+        listed = map(str, beside if beside and file.parent.name else files_there())
+        others = f"; did you mean {there[close[0]]}?" if close else f"; there are {', '.join(listed)}" if there else ""
+        raise UserError(f"no config file {path!r}{others}")
+    if file.suffix != ".py":
+        raise UserError(f"{path} is no config file: its name must end in .py")
+    if size > LONGEST_FILE:
+        raise UserError(f"{path} is no config file: it has {size:,} bytes")
+    return file
+
+
+def files_there() -> list[pathlib.Path]:
+    """Returns the config files that can be named from here: those of configs/, or else those beside the code."""
+    beside_the_code = pathlib.Path(__file__).parent.parent
+    found = (sorted(root.glob("configs/[!_]*.py")) for root in (pathlib.Path(), beside_the_code))
+    return next(filter(None, found), [])
+
+
 def from_dict(values: Any, where: str) -> ml_collections.ConfigDict:
     """Returns the config of a nested dict (a config file's or a `config.json`'s), strict in keys and types."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: get_config() must return a config, not {type(values).__name__}")
     config = defaults()
+    for key in (*values, *(inner for value in values.values() if isinstance(value, dict) for inner in value)):
+        if not isinstance(key, str):
+            raise UserError(f"{where}: the key {shown(key)} is not text, which the names of knobs are")
     for key, value in values.items():
         items = {f"{key}.{inner}": inner_value for inner, inner_value in value.items()} if isinstance(value, dict) else {key: value}
         for name, one in items.items():
@@ -142,14 +176,22 @@ def check(config: ml_collections.ConfigDict) -> None:
     for name, knob in knobs():
         value = get_knob(config, name)
         if problem := knob.check(value):
-            raise UserError(f"{name} = {value!r} {problem}")
+            raise UserError(f"{name} = {shown(value)} {problem}")
     model, train = config.model, config.train
+    parameters, tokens = matrix_parameters(config), train.batch_size * max(model.context_length, validation_length(config))
     for problem, is_so in (
-        (f"model.width = {model.width} is not divisible by model.num_heads = {model.num_heads}; set model.head_dim, or another width",
+        (f"model.width = {model.width} is not divisible by model.num_heads = {model.num_heads}; set model.head_dim, or another width, "
+         f"such as {_width_that_works(model)}",
          not model.head_dim and model.width % model.num_heads),
         (f"model.num_heads = {model.num_heads} is not divisible by model.num_kv_heads = {model.num_kv_heads}",
          model.num_kv_heads and model.num_heads % model.num_kv_heads),
-        (f"rotary positions need an even head size, not {head_dim(model)}", model.position == "rope" and head_dim(model) % 2),
+        (f"rotary positions need an even head size, not {head_dim(model)}: set model.head_dim = {head_dim(model) + 1}"
+         + ("" if model.head_dim else f", or model.width = {_width_that_works(model)}: it is model.width / model.num_heads"),
+         model.position == "rope" and head_dim(model) % 2),
+        (f"model.mlp_ratio = {model.mlp_ratio:g} times model.width = {model.width} makes an MLP of size 0; raise it", mlp_size(model) < 1),
+        (f"this model has {parameters:.2g} parameters in its matrices; there may be {MOST_PARAMETERS:.0e}: lower model.width, "
+         "model.num_layers or what else is large", parameters > MOST_PARAMETERS),
+        (f"train.batch_size x model.context_length = {tokens:,} tokens a step; there may be {MOST_TOKENS:,}", tokens > MOST_TOKENS),
         (f"model.experts_per_token = {model.experts_per_token} is more than model.num_experts = {model.num_experts}",
          0 < model.num_experts < model.experts_per_token),
         ("model.bias = 'all' is not built for experts; set model.bias = 'qkv' or 'none'", model.num_experts and model.bias == "all"),
@@ -172,10 +214,10 @@ def check(config: ml_collections.ConfigDict) -> None:
          model.position == "learned" and validation_length(config) > model.context_length),
         ("corpus.kind = 'files' needs corpus.path: a folder, a file or a glob of .txt[.gz|.zst], .jsonl[.gz|.zst] or .parquet",
          config.corpus.kind == "files" and not config.corpus.path),
-        (f"corpus.path = {config.corpus.path!r} is no file here, but a source: --config.corpus.kind=sources "
-         f"--config.corpus.sources='[{{\"path\": \"{config.corpus.path}\"}}]'",
+        (f"corpus.path = {shown(config.corpus.path)} is no file here, but a source: --config.corpus.kind=sources "
+         f"--config.corpus.sources='[{{\"path\": \"{cut(config.corpus.path)}\"}}]'",
          config.corpus.kind == "files" and re.match(r"(hf|tfds):|[A-Za-z][\w+.-]+://", config.corpus.path)),
-        (f"corpus.path = {config.corpus.path!r} is given but corpus.kind is {config.corpus.kind!r}; add --config.corpus.kind=files",
+        (f"corpus.path = {shown(config.corpus.path)} is given but corpus.kind is {config.corpus.kind!r}; add --config.corpus.kind=files",
          config.corpus.kind != "files" and config.corpus.path),
         ("corpus.validation_path needs corpus.kind = 'files'", config.corpus.kind != "files" and config.corpus.validation_path),
         ("corpus.kind = 'sources' needs corpus.sources, as in [{\"path\": \"my_texts/\"}]; docs/corpus.md lists what may stand there",
@@ -185,10 +227,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         ("corpus.sources: some have a weight and some have none; give all of them one, or none",
          len({source["weight"] is None for source in config.corpus.sources}) > 1),
         ("corpus.executor = 'slurm' needs corpus.slurm_partition", config.corpus.executor == "slurm" and not config.corpus.slurm_partition),
-        (f"optimizer.warmup_steps = {config.optimizer.warmup_steps} is more than train.num_steps = {train.num_steps}; lower it too",
+        (f"optimizer.warmup_steps = {config.optimizer.warmup_steps} is more than train.num_steps = {train.num_steps}; lower it too, "
+         f"as with --config.optimizer.warmup_steps={train.num_steps // 10}",
          config.optimizer.warmup_steps > train.num_steps),
-        (f"tokenizer.vocab_size = {config.tokenizer.vocab_size} is above what a shard holds (uint32)",
-         config.tokenizer.vocab_size >= 2**32),
         (f"tokenizer.cut = {config.tokenizer.cut} cuts a ready tokenizer: name one with tokenizer.path, or set tokenizer.vocab_size",
          config.tokenizer.cut and not config.tokenizer.path),
         (f"tokenizer.word_share = {config.tokenizer.word_share:g} does nothing with tokenizer.kind = {config.tokenizer.kind!r}; "
@@ -224,20 +265,20 @@ def _refuse_idle_knobs(corpus: ml_collections.ConfigDict) -> None:
         ("installed_packages", corpus.kind == "files" and kind),
     ):
         if idle_because and corpus[name] != defaults[f"corpus.{name}"]:
-            raise UserError(f"corpus.{name} = {corpus[name]!r} does nothing {idle_because}; leave it out")
+            raise UserError(f"corpus.{name} = {shown(corpus[name])} does nothing {idle_because}; leave it out")
     for names, needed, values in _ONLY_WITH:
         for number, source in enumerate(corpus.sources):
             its = corpus[needed] if source.get(needed) is None else source[needed]
             idle = [name for name in names if source.get(name) is not None]
             if idle and not (its in values if values else its):
                 to = f"set {needed} to {' or '.join(map(repr, values))}" if values else f"set {needed}"
-                raise UserError(f"corpus.sources[{number}].{idle[0]} does nothing while its {needed} = {its!r}; {to}, or leave it out")
+                raise UserError(f"corpus.sources[{number}].{idle[0]} does nothing while its {needed} = {shown(its)}; {to}, or leave it out")
         found = [corpus[needed], *(source.get(needed) for source in corpus.sources)]
         idle = [f"corpus.{name}" for name in names if corpus[name] != defaults[f"corpus.{name}"]]
         if idle and not any(value in values if values else value for value in found):
             do, them = ("do nothing", "them") if len(idle) > 1 else ("does nothing", "it")
             to = f"set it to {' or '.join(map(repr, values))}" if values else "set it"
-            raise UserError(f"{' and '.join(idle)} {do} while corpus.{needed} = {corpus[needed]!r}; {to}, or leave {them} out")
+            raise UserError(f"{' and '.join(idle)} {do} while corpus.{needed} = {shown(corpus[needed])}; {to}, or leave {them} out")
 
 
 def padded_vocab(config: ml_collections.ConfigDict) -> int:
@@ -258,6 +299,22 @@ def num_kv_heads(model: ml_collections.ConfigDict) -> int:
 def mlp_size(model: ml_collections.ConfigDict) -> int:
     """Returns F, the hidden size of the MLP, of the config's model section."""
     return round(model.mlp_ratio * model.width)
+
+
+def _width_that_works(model: ml_collections.ConfigDict) -> int:
+    """Returns the width nearest to the model's that makes heads of a whole, and for rotary positions even, size."""
+    step = int(model.num_heads) * (2 if model.position == "rope" else 1)
+    return max(1, round(model.width / step)) * step
+
+
+def matrix_parameters(config: ml_collections.ConfigDict) -> int:
+    """Returns the parameters of the matrices, without making the model (`model.size` counts all, and needs jax)."""
+    model = config.model
+    attention = 2 * head_dim(model) * (model.num_heads + num_kv_heads(model))
+    mlp = (3 if model.activation in ("swiglu", "geglu") else 2) * mlp_size(model) * max(1, model.num_experts)
+    tables = 1 + bool(model.induction) + (not model.tied_embeddings)
+    rows = tables * padded_vocab(config) + model.ngram_rows + (model.context_length if model.position == "learned" else 0)
+    return int(model.width * (model.num_layers * (attention + mlp) + rows))
 
 
 def validation_length(config: ml_collections.ConfigDict) -> int:
