@@ -1,24 +1,26 @@
 """The command line that every entry point shares: `--config FILE`, `--config.X.Y=VALUE`, `--workdir`, its own flags.
 
-A flag that does not exist is refused in one line that names its neighbour. `--help` ends with all knobs, taken from
-`lmtiny.knobs`, and answers at once: nothing here imports jax.
+A flag that does not exist is refused in one line that names its neighbour; so is one that is given twice, a name that
+is empty or that no file can have, and a number outside its range. A flag of the type str takes any text. `--help` ends
+with all knobs, taken from `lmtiny.knobs`, and answers at once: nothing here imports jax.
 """
 
 import argparse
+import functools
 import math
 import pathlib
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ml_collections
 
 from lmtiny import config as config_module
 from lmtiny import knobs as knobs_lib
 from lmtiny import values
-from lmtiny.errors import UserError
+from lmtiny.errors import UserError, cut, shown
 
 Flags = Callable[[argparse.ArgumentParser], None]
 
@@ -59,9 +61,31 @@ def parse_plain(doc: str, flags: Flags | None = None, argv: Sequence[str] | None
     return _parsed(_new_parser(flags), list(sys.argv[1:] if argv is None else argv), doc, with_knobs=False)
 
 
+def number(kind: type, check: knobs_lib.Check) -> Callable[[str], Any]:
+    """Returns the type of a flag that is a number, an int or a float, which `check`, as of a knob, takes."""
+
+    def read(text: str) -> int | float:
+        try:
+            found = values.number(text, kind)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a {'whole ' * (kind is int)}number") from None
+        if problem := check(found):
+            raise argparse.ArgumentTypeError(f"{shown(found)} {problem}")
+        return found
+
+    return read
+
+
+def _name(kind: type, text: str) -> Any:
+    """Returns the value of a flag that names something, which may be a file."""
+    if problem := knobs_lib.text(text) if text else "is empty":
+        raise argparse.ArgumentTypeError(f"{shown(text)} {problem}")
+    return kind(text)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError(cut(message, 400))
 
 
 def _new_parser(flags: Flags | None) -> _Parser:
@@ -79,7 +103,7 @@ def _new_parser(flags: Flags | None) -> _Parser:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Returns (arguments for argparse, {dotted knob: text}); the last of two overrides counts."""
+    """Returns (arguments for argparse, {dotted knob: text})."""
     rest: list[str] = []
     overrides: dict[str, str] = {}
     knob_flags = [f"--config.{name}" for name, _ in knobs_lib.knobs()]
@@ -92,10 +116,12 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         flag, equals, value = argument.partition("=")
         if not equals:
             if not waiting or waiting[0].startswith("--"):
-                raise UserError(f"{flag} needs a value, as in {flag}=VALUE")
+                raise UserError(f"{cut(flag)} needs a value, as in {cut(flag)}=VALUE")
             value = waiting.pop(0)
         if flag not in knob_flags:
-            raise UserError(f"there is no flag {flag}{values.nearest(flag, knob_flags)}")
+            raise UserError(f"there is no flag {cut(flag)}{values.nearest(flag, knob_flags)}")
+        if flag.removeprefix("--config.") in overrides:
+            raise UserError(f"{flag} is given twice: leave one out")
         overrides[flag.removeprefix("--config.")] = value
     return rest, overrides
 
@@ -107,27 +133,39 @@ def _parsed(parser: _Parser, argv: list[str], doc: str, with_knobs: bool) -> arg
     known = list(parser._option_string_actions)
     names = known + [f"--config.{name}" for name, _ in knobs_lib.knobs()] * with_knobs
     # Unknown flags are looked for first: argparse would rather complain that the flag so mistyped is missing.
+    seen: set[str] = set()
     for argument in argv:
         if argument == "--":
             break
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in known:
-            raise UserError(f"there is no flag {name}{_SAID_ELSEWHERE.get(name) or values.nearest(name, names)}")
+            raise UserError(f"there is no flag {cut(name)}{_SAID_ELSEWHERE.get(name) or values.nearest(name, names)}")
+        if name in known and name in seen:
+            raise UserError(f"{name} is given twice: leave one out")
+        seen.add(name)
+    for action in parser._actions:
+        if action.nargs != 0 and action.type in (None, pathlib.Path):
+            action.type = functools.partial(_name, action.type or str)
     args, extra = parser.parse_known_args(argv)
     if extra:
-        raise UserError(f"unexpected argument {extra[0]!r}; --help shows what is understood")
+        meant = _meant(extra[0]) if with_knobs else ""
+        raise UserError(f"unexpected argument {shown(extra[0])}{meant or '; --help shows what is understood'}")
     del args.help
     return args
 
 
+def _meant(argument: str) -> str:
+    """Returns what to type where a config file stands without its flag, else nothing."""
+    named = {file.stem: str(file) for file in config_module.files_there()}
+    file = argument if argument.endswith(".py") else named.get(argument)
+    return f"; did you mean --config {cut(file)}?" if file else ""
+
+
 def _configs_there() -> str:
-    beside_the_code = pathlib.Path(__file__).parent.parent
-    for root in (pathlib.Path(), beside_the_code):
-        found = sorted(root.glob("configs/[!_]*.py"))
-        if found:
-            first = next((file for file in found if file.stem == "tiny"), found[0])
-            return f", as in --config {first}; there are: {', '.join(map(str, found))}"
-    return ", as in --config configs/X.py"
+    if not (found := config_module.files_there()):
+        return ", as in --config configs/X.py"
+    first = next((file for file in found if file.stem == "tiny"), found[0])
+    return f", as in --config {first}; there are: {', '.join(map(str, found))}"
 
 
 def help_text(parser: argparse.ArgumentParser, doc: str, with_knobs: bool) -> str:

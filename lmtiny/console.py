@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from lmtiny import ctrl_c
-from lmtiny.errors import UserError
+from lmtiny.errors import UserError, cut
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 LINE_EVERY_S = 5.0  # between plain progress lines
 DRAW_EVERY_S = 0.1  # between redraws of a bar
+LONGEST_LINE = 3000  # letters of an error: where a value that was given is longer than it should be
 RATE_OVER_S = 20.0  # the rate shown is that of about the last so many seconds
 
 # Text may come from a model or a corpus: an escape sequence in it must not reach the terminal.
@@ -237,9 +238,10 @@ def run_main(main: Callable[[], int | None], to_go_on: str = "") -> NoReturn:
     exception keeps its traceback, exit 1.
     """
     ctrl_c.raise_it()
-    for stream in (sys.stdout, sys.stderr):
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a sample in another script must not end a run on an ASCII terminal
+            # A sample in another script must not end a run on an ASCII terminal, nor a byte that is no UTF-8 a chat.
+            stream.reconfigure(errors=errors)
     code: int | str | None
     try:
         try:
@@ -248,7 +250,7 @@ def run_main(main: Callable[[], int | None], to_go_on: str = "") -> NoReturn:
             code = stop.code
         sys.stdout.flush()
     except UserError as error:
-        code = _ended(f"lmtiny: error: {' '.join(str(error).split())}", 1)
+        code = _ended(f"lmtiny: error: {cut(' '.join(str(error).split()), LONGEST_LINE)}", 1)
     except KeyboardInterrupt:
         _interrupted(to_go_on)
     except BrokenPipeError:

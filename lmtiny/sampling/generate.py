@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
-from lmtiny.errors import UserError
+from lmtiny.errors import UserError, shown
+from lmtiny.knobs import MAX_TOKENS, SEED, TEMPERATURE, TOP_K, TOP_P
 from lmtiny.model import size
 from lmtiny.model.attention import Cache
 from lmtiny.model.transformer import init_cache
@@ -49,15 +50,23 @@ class Decoder:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Collection[int] = (),
+        keep: int = 0,
     ) -> Iterator[int]:
         """Yields up to `max_tokens` token ids that go on from `prompt`, ending before the first id in `stop`.
 
-        When the context is full, the newest half of it is read again and the rest forgotten.
+        A text longer than the context is not read whole, but for its first `keep` tokens (a `<|bos|>`, say, behind which
+        the model has always read) and the newest that `room` leaves: of a long prompt at once, and each time the context
+        is full. What stands between is forgotten.
 
         Raises:
-          UserError: an empty prompt, or sampling settings that mean nothing.
+          UserError: an empty prompt, or a setting out of its range (`lmtiny.knobs`).
         """
-        refuse_settings(max_tokens, temperature, top_k, top_p)
+        for name, value, check in (
+            ("max_tokens", max_tokens, MAX_TOKENS), ("temperature", temperature, TEMPERATURE),
+            ("top_k", top_k, TOP_K), ("top_p", top_p, TOP_P), ("seed", seed, SEED),
+        ):  # fmt: skip
+            if problem := check(value):
+                raise UserError(f"{name} = {shown(value)} {problem}")
         if not prompt:
             raise UserError("the prompt is empty")
         cut = (jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
@@ -66,8 +75,9 @@ class Decoder:
         cache, read = None, 0  # `read`: how many tokens of the history stand in the cache
         for index in range(max_tokens):
             if cache is None or read == self.context:
-                if len(history) >= self.context:
-                    history = history[-self.context // 2 :]
+                if len(history) > self.context:
+                    newest = room(self.context, max_tokens - index) - keep
+                    history = history[:keep] + history[-max(1, newest) :]
                 cache, read = init_cache(self.config, 1, self.context), 0
             new = history[read:]
             padded = new + [0] * (_bucket(len(new), self.context) - len(new))
@@ -81,16 +91,12 @@ class Decoder:
             yield history[-1]
 
 
-def refuse_settings(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
-    """Raises UserError for settings of sampling that mean nothing."""
-    for problem, is_so in (
-        (f"max_tokens = {max_tokens} must be at least 1", max_tokens < 1),
-        (f"temperature = {temperature} must be 0 or above", not temperature >= 0),
-        (f"top_k = {top_k} must not be negative", top_k < 0),
-        (f"top_p = {top_p} must lie above 0 and not above 1", not 0 < top_p <= 1),
-    ):
-        if is_so:
-            raise UserError(problem)
+def room(context: int, max_tokens: int) -> int:
+    """Returns how many tokens of a text longer than the context are read, so that up to `max_tokens` more have room in it.
+
+    At least half of it is read: of an answer as long as that, what is read again would be little else.
+    """
+    return context - min(max_tokens - 1, context // 2)  # the last token of an answer is not read
 
 
 def _bucket(length: int, limit: int) -> int:

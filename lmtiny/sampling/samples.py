@@ -15,7 +15,7 @@ def samples(decoder: Decoder, params: Any, tokenizer: Tokenizer, config: ml_coll
     def goes_on(prompt: str) -> str:
         ids = decoder.generate(
             params, [bos, *tokenizer.encode(prompt)],
-            max_tokens=c.sample_tokens, temperature=c.temperature, seed=config.seed, stop=(bos,),
+            max_tokens=c.sample_tokens, temperature=c.temperature, seed=config.seed, stop=(bos,), keep=1,
         )  # fmt: skip
         return tokenizer.decode(list(ids))
 

@@ -52,7 +52,9 @@ class Runs:
         """`driver` is Python that runs first, in the same process: what breaks a run at a chosen moment."""
         program = f"{driver}\nimport runpy; runpy.run_module('lmtiny.train', run_name='__main__', alter_sys=True)"
         start = ["-c", program] if driver else ["-m", "lmtiny.train"]
-        return [sys.executable, *start, *self.flags, "--workdir", str(self.folder / workdir), *flags]
+        knobs = {flag.partition("=")[0] for flag in flags}  # a knob may be given once
+        own = [flag for flag in self.flags if flag.partition("=")[0] not in knobs]
+        return [sys.executable, *start, *own, "--workdir", str(self.folder / workdir), *flags]
 
     def train(self, workdir, *flags, driver="", devices=1, command=None):
         command = command or self.command(workdir, *flags, driver=driver)

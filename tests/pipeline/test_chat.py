@@ -10,7 +10,9 @@ import pytest
 
 def chat(runs, *flags, text=None):
     command = [sys.executable, "-m", "lmtiny.chat", *flags]
-    return subprocess.run(command, cwd=runs.folder, env=runs.env(), capture_output=True, input=text, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=runs.folder, env=runs.env(), capture_output=True, input=text, text=True, errors="surrogateescape", timeout=120
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,18 @@ def test_typed_lines_are_prompts_until_an_empty_one(runs, run):
         ([], "--checkpoint"),
         (["--checkpoint", "nowhere"], "nowhere does not exist"),
         (["--checkpoint", "RUN/7"], "checkpoints/7 does not exist"),
-        (["--checkpoint", "RUN", "--top-p", "0"], "top_p = 0.0 must lie above 0"),
-        (["--checkpoint", "RUN", "--temperature", "hot"], "hot"),
-        (["--checkpoint", "RUN", "--max-tokens", "0"], "max_tokens = 0 must be at least 1"),
+        (["--checkpoint", "RUN", "--top-p", "0"], "argument --top-p: 0.0 must be above 0 and at most 1"),
+        (["--checkpoint", "RUN", "--temperature", "hot"], "argument --temperature: 'hot' is not a number"),
+        (["--checkpoint", "RUN", "--temperature", "1e308"], "argument --temperature: 1e+308 must lie within 0 and 1,000"),
+        (["--checkpoint", "RUN", "--temperature", "nan"], "argument --temperature: nan must lie within"),
+        (["--checkpoint", "RUN", "--top-p", "nan"], "argument --top-p: nan must be above 0"),
+        (["--checkpoint", "RUN", "--top-k", "1000000000000"], "argument --top-k: 1000000000000 must lie within 0 and 2,147,483,647"),
+        (["--checkpoint", "RUN", "--seed", "99999999999999999999"], "argument --seed: 99999999999999999999 must lie within"),
+        (["--checkpoint", "RUN", "--seed", "²"], "argument --seed: '²' is not a whole number"),
+        (["--checkpoint", "RUN", "--seed", "1", "--seed", "2"], "--seed is given twice: leave one out"),
+        (["--checkpoint", ""], "argument --checkpoint: '' is empty"),
+        (["--checkpoint", "x" * 5000], "has 5,000 letters; there may be 4,096"),
+        (["--checkpoint", "RUN", "--max-tokens", "0"], "argument --max-tokens: 0 must lie within 1 and 1,000,000,000"),
         (["--checkpoint", "RUN/config.json"], "is a file; give the folder of a run"),
         (["--checkpoint", "RUN", "--temprature", "1"], "did you mean --temperature?"),
     ],
@@ -58,7 +69,15 @@ def test_what_is_wrong_is_told_in_one_line(runs, run, flags, message):
 
 def test_a_conversation_is_not_begun_with_what_would_end_it(runs, run):
     done = chat(runs, "--checkpoint", run, "--top-k", "-1", text="x\n")
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "lmtiny: error: top_k = -1 must not be negative\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "lmtiny: error: argument --top-k: -1 must lie within 0 and 2,147,483,647\n"
+
+
+def test_of_a_prompt_longer_than_the_context_it_is_told_how_much_is_read(runs, run):
+    done = chat(runs, "--checkpoint", run, "--max-tokens", "5", text="The licence " * 1000 + "\n\udcff\n\n")
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lmtiny: warning: the prompt has ") and line.endswith("tokens, the model's context 32: the last 27 are read")
 
 
 def test_another_tokenizer_is_refused(runs, run, tmp_path):

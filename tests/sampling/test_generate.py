@@ -52,20 +52,47 @@ def test_it_stops_before_a_stop_token(model):
     assert list(decoder.generate(params, [3], max_tokens=12, temperature=0.0, stop={stop})) == text[: text.index(stop)]
 
 
-def test_longer_than_the_context_it_forgets_the_older_half(model):
+def test_of_a_text_longer_than_the_context_the_newest_tokens_are_read_that_leave_room_for_the_answer(model):
     _, params, decoder = model
     prompt = list(range(CONTEXT + 10))
     assert len(list(decoder.generate(params, prompt, max_tokens=3 * CONTEXT, temperature=0.0))) == 3 * CONTEXT
-    long, short = (list(decoder.generate(params, prompt[-count:], max_tokens=5, temperature=0.0)) for count in (CONTEXT + 10, CONTEXT // 2))
+
+    def answers(tokens, max_tokens, **settings):
+        return list(decoder.generate(params, tokens, max_tokens=max_tokens, temperature=0.0, **settings))
+
+    assert answers(prompt, 5) == answers(prompt[-(CONTEXT - 4) :], 5)  # the last of the five is not read
+    assert answers(prompt, 1) == answers(prompt[-CONTEXT:], 1)
+    assert answers(prompt, CONTEXT + 1)[:9] == answers(prompt[-CONTEXT // 2 :], 9)
+
+
+def test_the_first_tokens_stay_where_the_context_is_full(model):
+    config, params, decoder = model
+    bos, prompt = 200, list(range(CONTEXT + 10))
+
+    def answers(tokens, max_tokens, **settings):
+        return list(decoder.generate(params, tokens, max_tokens=max_tokens, temperature=0.0, **settings))
+
+    long, short = (answers([bos, *tokens], 5, keep=1) for tokens in (prompt, prompt[-(CONTEXT - 5) :]))
     assert long == short
+    if config.model.position == "rope":  # the other reads on from the last tokens alone, whatever stands first
+        assert long != answers([bos, *prompt], 5)
+    *first, last = answers([bos, *prompt], 14, keep=1)  # after 13 the context is full and is read again, bos first
+    assert [last] == answers([bos, *[*prompt, *first][-(CONTEXT - 1) :]], 1)
+
+
+def test_a_context_of_two_tokens_is_enough():
+    config, params = make(context_length=2)
+    assert len(list(Decoder(config).generate(params, [7, 8, 9, 10], max_tokens=6, keep=1))) == 6
 
 
 @pytest.mark.parametrize(
     ("prompt", "settings", "message"),
-    [([], {}, "prompt is empty"), ([1], {"temperature": -1}, "temperature"), ([1], {"top_k": -2}, "top_k"), ([1], {"top_p": 0}, "top_p"),
-     ([1], {"temperature": float("nan")}, "temperature")],
+    [([], {}, "prompt is empty"), ([1], {"temperature": -1}, "temperature"), ([1], {"top_k": -2}, "top_k"),
+     ([1], {"top_p": 0}, "top_p"), ([1], {"temperature": float("nan")}, "temperature"), ([1], {"temperature": 1e308}, "temperature"),
+     ([1], {"top_p": float("nan")}, "top_p"), ([1], {"top_k": 10**12}, "top_k"), ([1], {"seed": 10**20}, "seed"),
+     ([1], {"max_tokens": 0}, "max_tokens")],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(model, prompt, settings, message):
     _, params, decoder = model
     with pytest.raises(UserError, match=message):
-        list(decoder.generate(params, prompt, max_tokens=1, **settings))
+        list(decoder.generate(params, prompt, **{"max_tokens": 1, **settings}))
