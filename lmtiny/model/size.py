@@ -90,5 +90,6 @@ def flops_per_token(config: ml_collections.ConfigDict) -> dict[str, float]:
     idle = count_experts(config) * (1 - c.experts_per_token / c.num_experts) if c.num_experts else 0
     matmuls = 6.0 * (counts["blocks"] - idle + c.width * config.tokenizer.vocab_size)  # biases and norms are noise here
     key = 12.0 * c.num_heads * head_dim
-    seen = sum(sum(min(query + 1, window) for query in range(context)) / context for window in window_sizes(c))
+    reached = (min(window, context) for window in window_sizes(c))
+    seen = sum((far * (far + 1) // 2 + (context - far) * far) / context for far in reached)  # query q sees min(q + 1, far) keys
     return {"full": matmuls + key * c.num_layers * context, "causal": matmuls + key * seen}

@@ -89,7 +89,12 @@ def refuse_rows_too_long(config: ml_collections.ConfigDict, shape: Shape, chip: 
 
 
 def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Iterator[Advice]:
-    """Yields what would make the step fit: each knob that does so alone, or else the first ones together, or else a smaller batch."""
+    """Yields what would make the step fit: each knob that does so alone, or else the first ones together, or else a smaller batch.
+
+    Nothing where no knob can help: each try traces the step.
+    """
+    if _floor(config, shape) > chip.memory:
+        return
 
     def fits_with(before: dict[str, Any], name: str, values: list[Any]) -> tuple[Advice | None, list[Advice]]:
         possible = _possible(config, shape, chip, before, name, values)
@@ -111,6 +116,12 @@ def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Itera
         together = possible[-1].overrides if possible else together
     if found := fits_with({}, "train.batch_size", _smaller_batches(config, shape))[0]:
         yield found
+
+
+def _floor(config: ml_collections.ConfigDict, shape: Shape) -> float:
+    """Returns bytes that each device needs whatever is changed: its part of the weights, and one row between blocks."""
+    z = sizes(config, shape)
+    return 4 * config_lib.matrix_parameters(config) / math.prod(shape.values()) + z.L * z.S * z.D * z.c
 
 
 def _possible(

@@ -78,7 +78,7 @@ def _candidates(
     """Returns (config, mesh) for each number of microbatches from the config's own on that the mesh of the first leaves room for."""
     found: list[tuple[ml_collections.ConfigDict, dict[str, int]]] = []
     batch = config.train.batch_size
-    for accumulation in (count for count in range(config.train.accumulation, batch + 1) if batch % count == 0):
+    for accumulation in (count for count in meshes.divisors(batch) if count >= config.train.accumulation):
         changed = copy.deepcopy(config)
         changed.train.accumulation = accumulation
         try:

@@ -277,3 +277,40 @@ def test_the_head_at_work_is_the_head_whatever_tables_stand_beside_it():
 
     assert head(**{"model.ngram_rows": 131072}) == head()
     assert head(**{"model.tied_embeddings": True}) == head()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.num_layers": 8},
+        {"model.num_layers": 11, "model.window_pattern": "SSL", "model.window": 16, "model.attention": "chunked"},
+        {"model.num_layers": 12, "model.window_pattern": "SL", "model.window": 16, "parallel.pipeline": 2},
+    ],
+    ids=str,
+)
+def test_many_layers_in_a_row_keep_what_tracing_all_of_them_says(changes):
+    config = small_config(**{"model.scan_layers": False, **changes})
+    shape = config_lib.mesh_shape(config, config.parallel.pipeline)
+    assert sorted(shapes.saved_leaves(config, shape)) == sorted(shapes._saved_leaves(config, shape))
+
+
+def test_a_thousand_layers_are_not_traced_one_by_one(monkeypatch):
+    traced = []
+    monkeypatch.setattr(shapes, "_saved_leaves", lambda config, _: traced.append(config.model.num_layers) or [((7,), 4)])
+    shapes.saved_leaves(small_config(**{"model.scan_layers": False, "model.num_layers": 1024}), ONE)
+    assert traced == [2, 3]
+
+
+def test_nothing_is_tried_where_weights_alone_are_more_than_there_is(monkeypatch):
+    monkeypatch.setattr(fit, "memory_on", lambda *_: pytest.fail("traced"))
+    config = small_config(**{"model.width": 65536, "model.num_layers": 1024})
+    assert list(fit.advice(config, ONE, chip_of(2**34))) == []
+
+
+def test_the_flops_of_windows_are_the_sum_over_queries():
+    config = small_config(**{"model.window_pattern": "SL", "model.window": 16})
+    context = config.model.context_length
+    keys = 2 * sum(min(query + 1, 16) + query + 1 for query in range(context)) / context  # two layers of each kind
+    found = size.flops_per_token(config)
+    assert found["full"] - found["causal"] == pytest.approx(12 * config.model.width * (4 * context - keys))
+    assert size.flops_per_token(small_config(**{"model.context_length": 2**24}))["causal"] > 0  # at once
