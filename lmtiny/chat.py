@@ -2,7 +2,7 @@
 
     python -m lmtiny.chat --checkpoint runs/tiny
     python -m lmtiny.chat --checkpoint runs/tiny --prompt "The " --temperature 0.7 --top-k 50 --seed 1
-    python -m lmtiny.chat --checkpoint runs/tiny/STEP
+    python -m lmtiny.chat --checkpoint runs/tiny/640
 
 A base model goes on with the text it is given. Without --prompt, each line typed is a prompt; an empty line or Ctrl-D ends.
 """

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from lmtiny import command_line, console, files
 from lmtiny.config import MESH_AXES
 from lmtiny.errors import UserError
+from lmtiny.knobs import DEVICES, within
 from lmtiny.parallel import chips, host
 from lmtiny.parallel.chips import GIB, Chip
 from lmtiny.values import nearest
@@ -45,11 +46,12 @@ DOES_NOT_FIT = 3  # exit status: not that of a wrong command, so that a script c
 def flags(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(chips.names())
     parser.add_argument("--device", metavar="CHIP", help=f"{known}, or a TPU slice such as v5e-16 (default: this machine's)")
-    parser.add_argument("--devices", metavar="N", type=int, help="how many (default: all of the slice or of this machine)")
+    count = command_line.number(int, within(1, DEVICES))
+    parser.add_argument("--devices", metavar="N", type=count, help="how many (default: all of the slice or of this machine)")
     parser.add_argument("--mesh", metavar="AXIS=N,...", help="as in --mesh data=2,fsdp=4; in place of the config's parallel.*")
     parser.add_argument("--compile", metavar="SLICE", help="compile for a TPU slice, such as v5e-16, v5e:4x4, v5e:4x4*2 (two slices)")
     parser.add_argument("--survey", metavar="CHIP", help="on how many of these it fits, and with which mesh, instead of one plan")
-    parser.add_argument("--slices", metavar="N", type=int, help="so many slices")
+    parser.add_argument("--slices", metavar="N", type=count, help="so many slices")
     parser.add_argument("--json", metavar="FILE", type=pathlib.Path, help="write all of it to a file")
 
 
@@ -58,8 +60,6 @@ def main() -> int:
     from lmtiny.planning import slices, tpu_compiler
 
     host.leave_out_missing_tpu()
-    if any(number is not None and number < 1 for number in (args.slices, args.devices)):
-        raise UserError("--slices and --devices are numbers of at least 1")
     args.slices, args.devices = args.slices or 0, args.devices or 0
     if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):  # said before minutes of compiling, not after
         raise UserError(f"--json: {args.json} is " + ("a folder; name a file" if args.json.is_dir() else "in a folder that is not there"))

@@ -93,3 +93,8 @@ def test_a_config_names_the_smallest_slice_it_fits_on(path):
     # The compiler has the last word: it may find room where the formula, which keeps 5% free, is not sure.
     assert 0.9 * float(figure) <= option.needed / 2**30 <= 1.05 * 15.75 and float(figure) <= 15.75
     assert all(option.needed > 1.05 * memory for option in smaller)
+
+
+def test_the_step_that_chat_shows_is_one_that_the_first_run_saves():
+    doc = (README.parent / "lmtiny" / "chat.py").read_text().split('"""')[1]
+    assert f"--checkpoint runs/tiny/{config_lib.load(str(README.parent / 'configs' / 'tiny.py')).train.num_steps}\n" in doc

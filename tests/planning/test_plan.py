@@ -109,7 +109,7 @@ def plan_needs(folder, *arguments):
         (("--device", "v5e-8", "--devices", "4"), "has 8 devices, not 4"),
         (("--compile", "v5e-8", "--device", "v5e"), "leave --device out"),
         (("--device", "v5e-8", "--mesh", "fsdp=4,fsdp=2"), "fsdp is given twice"),
-        (("--device", "v5e", "--devices", "0"), "numbers of at least 1"),
+        (("--device", "v5e", "--devices", "0"), "argument --devices: 0 must lie within 1 and 1,048,576"),
         (("--device", "v5e-8", "--mesh", "context=2", "--config.model.attention=splash"), "has no ring"),
         (("--device", "v5e-8", "--json", "."), "is a folder; name a file"),
         (("--device", "v5e-8", "--json", "nowhere/plan.json"), "in a folder that is not there"),
