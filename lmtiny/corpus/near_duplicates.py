@@ -14,6 +14,7 @@ from lmtiny import files
 
 WORDS = 5  # in a shingle
 MOST_BITS = 26  # of a key that are looked at first: 64 MiB
+BLOCK = 1 << 16  # characters that are hashed at once: a power and its inverse for each are kept, and eight numbers made
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: multiplication is a bijection of 64-bit integers
 
 
@@ -62,35 +63,54 @@ class Index:
 def shingles(text: str) -> np.ndarray:
     """Returns the sorted distinct 64-bit hashes of the text's word 5-grams, case and punctuation aside.
 
-    A text of fewer words is one shingle; where a script is written without spaces, each character counts as a word.
+    A text of fewer words is one shingle, one without any has none; where a script is written without spaces, each
+    character counts as a word.
     """
     words = _word_hashes(text)
+    if not len(words):
+        return words
     if len(words) < WORDS:
         words = np.concatenate([words, np.zeros(WORDS - len(words), np.uint64)])
     grams = np.zeros(len(words) - WORDS + 1, np.uint64)
     for place in range(WORDS):
-        grams = grams * _MULTIPLIER + words[place : place + len(grams)]
+        grams *= _MULTIPLIER
+        grams += words[place : place + len(grams)]
     grams ^= grams >> np.uint64(31)
-    grams = np.sort(grams * _MULTIPLIER)  # with the line below, twice as fast as np.unique
+    grams *= _MULTIPLIER
+    grams.sort()  # with the line below, twice as fast as np.unique
     return grams[np.concatenate([[True], grams[1:] != grams[:-1]])]
 
 
 def _word_hashes(text: str) -> np.ndarray:
-    """Returns a hash for each word: the sum of (a hash of the character) x (a constant to the power of its place)."""
-    codes = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), np.uint32)
-    if len(codes) and codes.max() > 0xFFFF:
-        codes = np.where(codes > 0xFFFF, 0xE000 + codes % 0x1900, codes)  # into the private use area
-    kinds = _kinds()[codes]
-    before, after = np.zeros_like(kinds), np.zeros_like(kinds)
-    before[1:], after[:-1] = kinds[:-1], kinds[1:]
-    begins = np.flatnonzero((kinds == 2) | ((kinds == 1) & (before != 1)))
-    ends = np.flatnonzero((kinds == 2) | ((kinds == 1) & (after != 1))) + 1
-    # A running sum over the text gives every word's sum; dividing by the power of its begin makes it the word's own.
-    powers, inverses = _powers(1 << max(16, len(codes).bit_length()))
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum(_characters()[codes] * powers[: len(codes)], out=sums[1:])
-    hashes = (sums[ends] - sums[begins]) * inverses[begins]
-    return hashes ^ (hashes >> np.uint64(32))
+    """Returns a hash for each word: the sum of (a hash of the character) x (a constant to the power of its place).
+
+    A running sum over the text gives every word's sum; dividing by the power of its begin makes it the word's own.
+    """
+    text = text.lower()
+    powers, inverses = _powers()
+    # What lies before the block: its power, the inverse of that, its sum, the kind of its last character, and of a word
+    # that has not ended yet the sum before it and the inverse at its begin.
+    power, inverse, total, kind = powers[:1], inverses[:1], np.zeros(1, np.uint64), 0
+    open_sums, open_inverses = (np.empty(0, np.uint64) for _ in range(2))
+    hashes = [open_sums]
+    for start in range(0, len(text), BLOCK):
+        # One character more than the block, since a word ends where the next character is of another kind.
+        codes = np.frombuffer(text[start : start + BLOCK + 1].encode("utf-32-le", "surrogatepass"), np.uint32)
+        if codes.max() > 0xFFFF:
+            codes = np.where(codes > 0xFFFF, 0xE000 + codes % 0x1900, codes)  # into the private use area
+        kinds = np.concatenate([np.array([kind], np.uint8), _kinds()[codes], np.zeros(1, np.uint8)])
+        count = min(BLOCK, len(codes))
+        before, own, after = kinds[:count], kinds[1 : count + 1], kinds[2 : count + 2]
+        begins = np.flatnonzero((own == 2) | ((own == 1) & (before != 1)))
+        ends = np.flatnonzero((own == 2) | ((own == 1) & (after != 1))) + 1
+        sums = np.concatenate([total, total + power * np.cumsum(_characters()[codes[:count]] * powers[:count])])
+        open_sums = np.concatenate([open_sums, sums[begins]])
+        open_inverses = np.concatenate([open_inverses, inverse * inverses[begins]])
+        found = (sums[ends] - open_sums[: len(ends)]) * open_inverses[: len(ends)]
+        hashes.append(found ^ (found >> np.uint64(32)))
+        open_sums, open_inverses = open_sums[len(ends) :], open_inverses[len(ends) :]
+        power, inverse, total, kind = power * powers[-1:], inverse * inverses[-1:], sums[-1:], own[-1]
+    return np.concatenate(hashes)
 
 
 @functools.cache
@@ -109,10 +129,10 @@ def _characters() -> np.ndarray:
     return (mixed ^ (mixed >> np.uint64(29))) * _MULTIPLIER
 
 
-@functools.lru_cache(2)
-def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the powers 0, 1, ... of an odd number modulo 2^64, and their inverses."""
+@functools.cache
+def _powers() -> np.ndarray:
+    """Returns the powers 0, 1, ... BLOCK of an odd number modulo 2^64, and in a second row their inverses."""
     base = 0xD1342543DE82EF95
-    bases = (np.full(count, number, np.uint64) for number in (base, pow(base, -1, 1 << 64)))
-    powers, inverses = (np.cumprod(one, dtype=np.uint64) for one in bases)
-    return powers, inverses
+    factors = np.ones((2, BLOCK + 1), np.uint64)
+    factors[0, 1:], factors[1, 1:] = base, pow(base, -1, 1 << 64)
+    return np.cumprod(factors, axis=1, dtype=np.uint64)

@@ -1,5 +1,7 @@
 """The two sides of the split: both filled, stable, and nothing on both."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -86,6 +88,13 @@ def test_an_empty_index_and_empty_texts() -> None:
     assert corpus.Index.of(["..."]).similarity("a b c d e f") == 0
 
 
+def test_texts_without_a_letter_or_digit_are_like_nothing() -> None:
+    index = corpus.Index.of(["* * *", "---", "a b c d e f", "\u2603 \u2603"])
+    assert [index.similarity(text) for text in ("* * *", "---", "...", "", "\u2603 \u2603")] == [0] * 5
+    assert index.similarity("a, b; c. d e f") == 1
+    assert len(near_duplicates.shingles("?!")) == 0
+
+
 def test_scripts_without_spaces_are_compared_by_character() -> None:
     text = "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心,并应以兄弟关系的精神相对待。"
     index = corpus.Index.of([text])
@@ -98,6 +107,27 @@ def test_equal_words_have_equal_hashes_wherever_they_stand() -> None:
     assert len(found) == 10
     assert found[0] == found[3] and found[1] == found[4] and found[5] == found[7]
     assert len(set(found)) == 7
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="abΣ .\n日本คำ\U0001f600\ud800", max_size=80), st.integers(1, 9))
+def test_words_do_not_depend_on_the_blocks_they_are_hashed_in(text: str, block: int) -> None:
+    whole = near_duplicates._word_hashes(text).tolist()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_duplicates, "BLOCK", block)
+        patch.setattr(near_duplicates, "_powers", near_duplicates._powers.__wrapped__)
+        assert near_duplicates._word_hashes(text).tolist() == whole
+
+
+def test_a_long_text_is_compared_in_a_few_times_its_memory() -> None:
+    text = " ".join(words(1, 1 << 20))
+    near_duplicates.shingles(text[: near_duplicates.BLOCK])  # what is kept
+    tracemalloc.start()
+    try:
+        near_duplicates.shingles(text)
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(text)
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_saved_index_is_the_same(tmp_path) -> None:
