@@ -148,7 +148,7 @@ REFINING = (
     Knob("quality_threshold", float, 0.5, "probability", "filter: of being like quality_good", within(0, 1)),
     Knob("quality_exponent", float, 9.0, "", "weight: a document of score s stays with probability (2 - s)^-exponent", above(0, 1000)),
     Knob("deduplicate", bool, False, "", "near-duplicates are dropped from the training documents of all sources (MinHash)"),
-    Knob("decontaminate", str, "", "", "evaluation sets: a folder, a file or a glob of .txt, .jsonl or .csv, each [.gz|.zst]; training documents that share words in a row with them are dropped", paths),
+    Knob("decontaminate", str, "", "", "evaluation sets: a folder, a file or a glob of texts, .jsonl or .csv, each [.gz|.zst]; training documents that share words in a row with them are dropped", paths),
 )
 
 # What is said of one source; docs/corpus.md has an example of each kind.
@@ -157,7 +157,7 @@ SOURCE = (
     Knob("name", str, "", "", "what the source is counted and mixed under; empty: made of the path"),
     Knob("weight", float, None, "", "its share of the tokens that are trained on is this over the sum of all; no source has one: by their sizes", weight),
     Knob("text_key", str, TEXT_KEY, "", "the field of a record that holds the text"),
-    Knob("cut", str, "sections", "", ".txt: documents of about corpus.section_bytes; whole files; paragraphs; each line; chapters", one_of("sections", "file", "blank lines", "lines", "chapters")),
+    Knob("cut", str, "sections", "", "texts: documents of about corpus.section_bytes; whole files; paragraphs; each line; chapters", one_of("sections", "file", "blank lines", "lines", "chapters")),
     Knob("validation", str, "", "", "files: those held out, as corpus.validation_path says it; tfds: the split held out; empty: documents chosen by hash (hf: the last shard)", paths),
     Knob("subset", str, "", "", "hf: a folder or a glob of the dataset's shards, empty: all; tfds: the split to train on, empty: train"),
     Knob("revision", str, "main", "", "hf: branch, tag or commit of the dataset"),
@@ -173,17 +173,17 @@ KNOBS: dict[str, tuple[Knob, ...]] = {
     ),
     "corpus": (
         Knob("kind", str, "builtin", "", "builtin: English found in the Python installation; files: your own text; sources: those of `sources`", one_of("builtin", "files", "sources")),
-        Knob("path", str, "", "", "files: a folder, a file or a glob of .txt[.gz|.zst], .jsonl[.gz|.zst] or .parquet; several separated by commas", paths),
+        Knob("path", str, "", "", "files: a folder, a file or a glob of .txt, .md, .rst, .tex or .jsonl, each [.gz|.zst], or .parquet, or of any other text that is named itself or by its ending (*.py); several separated by commas", paths),
         Knob("validation_path", str, "", "", "files: those held out for validation, a file, a folder or a glob; several separated by commas, each as seen from here, or else those of `path` that end in it; empty: documents chosen by hash", paths),
         Knob("text_key", str, TEXT_KEY, "", "files: the field of a .jsonl or .parquet record that holds the text"),
         Knob("sources", tuple, (), "", "sources: a list of objects, one a source, with the keys below (docs/corpus.md)", few(1000, ordinary), keys=SOURCE),
         Knob("download_dir", str, "downloads", "", "sources: folder that shards are downloaded to, and found in again"),
         Knob("installed_packages", bool, False, "", "builtin: also read the installed packages (their text varies with their versions)"),
-        Knob("section_bytes", int, 65536, "bytes", "a .txt file longer than this is cut into documents of about this size, at blank lines where there are some, or else at line ends, or else at blanks", within(1024, 2**30)),
+        Knob("section_bytes", int, 65536, "bytes", "a text longer than this is cut into documents of about this size, at blank lines where there are some, or else at line ends, or else at blanks", within(1024, 2**30)),
         Knob("validation_fraction", float, 0.05, "", "share of the documents held out for validation, where validation_path names none", within(0.0001, 0.5)),
         Knob("near_duplicate", float, 0.5, "Jaccard", "a training document this similar to a held-out one (word 5-grams) is dropped; above 1: never", above(0, 1000)),
         *REFINING,
-        Knob("quality_good", str, "", "", "texts to be liked: a folder, a file or a glob of .txt, .jsonl or .parquet", paths),
+        Knob("quality_good", str, "", "", "texts to be liked: a folder, a file or a glob, as corpus.path", paths),
         Knob("quality_bad", str, "", "", "texts to be told from them, such as raw web pages", paths),
         Knob("minhash_words", int, 5, "words", "n-grams that are compared", within(1, 1000)),
         Knob("minhash_buckets", int, 14, "", "documents that agree in all hashes of one bucket are duplicates", within(1, 1000)),

@@ -8,6 +8,7 @@ import gzip
 import importlib.util
 import io
 import pathlib
+import shlex
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from lmtiny.errors import UserError
 
 ENDINGS = (".gz", ".zst")
 BUFFER_BYTES = 1 << 20
+MOST_BYTES = 256 << 20  # of one text or line, uncompressed: what is held in memory at once
 
 
 def compression(file: pathlib.PurePath) -> str:
@@ -53,8 +55,17 @@ def opened(file: pathlib.Path) -> Iterator[IO[bytes]]:
             yield stream
         except (EOFError, OSError, zlib.error) as error:
             if not compression(file):
-                raise
+                raise UserError(f"{file}: cannot be read ({error})") from None
+            if "too much memory" in str(error):  # zstd's word for a window of more than 128 MiB
+                raise UserError(f"{file}: {error}; uncompress it first: zstd -d --long=31 {shlex.quote(str(file))}") from None
             raise UserError(f"{file}: is damaged or cut short ({error}); have it anew") from None
+
+
+def whole(stream: IO[bytes], file: pathlib.Path) -> bytes:
+    """Returns all bytes of the file that are still to be read; raises UserError of more than MOST_BYTES."""
+    if len(data := stream.read(MOST_BYTES + 1)) > MOST_BYTES:
+        raise UserError(f"{file}: is more than {MOST_BYTES >> 20} MiB of text that is read as a whole; cut it into smaller files")
+    return data
 
 
 def _zstandard(file: pathlib.Path, _mode: str) -> IO[bytes]:

@@ -7,15 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lmtiny.console import counted, say
+from lmtiny.corpus.compressed import ENDINGS, compression
+from lmtiny.corpus.decoding import is_text
 from lmtiny.errors import UserError
 
-EXTENSIONS = (".txt", ".txt.gz", ".txt.zst", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+TEXTS = (".txt", ".md", ".markdown", ".rst", ".tex")  # that a folder is searched for; other texts are read where they are named
+EXTENSIONS = (*(f"{kind}{ending}" for kind in (*TEXTS, ".jsonl") for ending in ("", *ENDINGS)), ".parquet")
+# Of records that are not read as such, and should not be taken for a text.
+_NO_TEXTS = tuple(f"{kind}{ending}" for kind in (".json", ".ndjson") for ending in ("", *ENDINGS))
 NAMED = 8  # files left out, or held out, that are named one by one
 
 
 def extension(file: pathlib.PurePath, extensions: tuple[str, ...] = EXTENSIONS) -> str:
     """Returns which of `extensions`, in small letters or capitals, the file has; "" for none."""
     return next((known for known in extensions if file.name.lower().endswith(known)), "")
+
+
+def kind(file: pathlib.PurePath) -> str:
+    """Returns how a file is read: "jsonl", "parquet", or "text", whatever its ending."""
+    name = file.with_suffix("") if compression(file) else file
+    return {".jsonl": "jsonl", ".parquet": "parquet"}.get(name.suffix.lower(), "text")
 
 
 def find(path: str, knob: str) -> list[pathlib.Path]:
@@ -44,6 +55,7 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
     """Returns (files of the `extensions`, all others) that `path` names: folders, files, globs, several separated by commas.
 
     Absolute and sorted; what is hidden is neither. A link to nothing, or inside a folder to another folder, is among the others.
+    A text of another ending is taken where a part of `path` is the file, or a glob that has its ending.
 
     Raises:
       UserError: nothing matches, none has an extension, or a folder cannot be read.
@@ -53,16 +65,31 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
     for part in [path] if os.path.exists(path) else _parts(path):
         with _told(knob):
             inside = [file for match in _matches(part, knob) for file in _inside(pathlib.Path(match).absolute())]
-            supported = [file for file in inside if extension(file, extensions) and file.is_file()]
+            supported = [
+                file for file in inside
+                if file.is_file() and (extension(file, extensions) or (named(file, part) and is_text(file)))
+            ]  # fmt: skip
         if not supported and inside:
             raise refusal(inside[0], knob, extensions)
         if not supported:
-            raise UserError(f"{knob}: {part!r} holds no {', '.join(extensions)} file")
+            raise UserError(f"{knob}: {part!r} holds no {spelt(extensions)} file; a text of another ending is named itself, or by a glob")
         found.update(supported)
         others.update(inside)
     if not found:
         raise UserError(f"{knob} = {path!r} names no file")
     return sorted(found), sorted(others - found)
+
+
+def spelt(extensions: tuple[str, ...]) -> str:
+    """Returns the endings as they are told: those of compressed files by the way."""
+    plain = [one for one in extensions if not one.endswith(ENDINGS)]
+    return f"{', '.join(plain)} (or such with {' or '.join(ENDINGS)})"
+
+
+def named(file: pathlib.PurePath, part: str) -> bool:
+    """Returns whether the part of a path names this file or its ending, so that it is taken for a text whatever that is."""
+    by_name = file.name == pathlib.PurePath(part).name or (bool(file.suffix) and part.endswith(file.suffix))
+    return by_name and not extension(file, _NO_TEXTS)
 
 
 def _why(file: pathlib.Path) -> str:
@@ -131,7 +158,10 @@ def refusal(file: pathlib.Path, knob: str, extensions: tuple[str, ...]) -> UserE
     """Returns what is said of a file that is none of the `extensions`, or none at all."""
     if not file.is_file():
         return UserError(f"{knob}: {file} is no file, but a link to nothing, a folder elsewhere or a device; take it away")
-    return UserError(f"{knob}: {file} is not one of {', '.join(extensions)}; convert it, rename it or take it away")
+    if extension(file, _NO_TEXTS):
+        return UserError(f"{knob}: {file} is not read; make it a .jsonl, one record a line: jq -c '.[]' for a list, or else rename it")
+    remedy = "convert it, rename it or take it away"
+    return UserError(f"{knob}: {file} is not one of {spelt(extensions)}, nor a text that is named itself or by a glob; {remedy}")
 
 
 def _inside(path: pathlib.Path) -> list[pathlib.Path]:

@@ -12,7 +12,7 @@ from typing import Any
 from lmtiny.corpus import download
 from lmtiny.corpus.backoff import Backoff, Interrupted
 from lmtiny.corpus.documents import digest
-from lmtiny.corpus.paths import EXTENSIONS, extension
+from lmtiny.corpus.paths import EXTENSIONS, extension, named, spelt
 from lmtiny.errors import UserError
 
 PIECE_BYTES = 1 << 20
@@ -60,14 +60,15 @@ def _listed(url: str, system: Any, path: str) -> dict[str, Any]:
             there = system.glob(path)
         else:
             there = system.find(path) if system.isdir(path) else [path] if system.exists(path) else []
-        found = sorted(one for one in there if extension(pathlib.PurePosixPath(one)) and not posixpath.basename(one).startswith("."))
+        wanted = [one for one in there if extension(file := pathlib.PurePosixPath(one)) or named(file, path)]
+        found = sorted(one for one in wanted if not posixpath.basename(one).startswith("."))
         infos = [system.info(one) for one in found]
     except Exception as error:  # the class of the error is the file system's own
         raise UserError(f"{url}: cannot be listed ({_words(error)})") from None
     if not there:
         raise UserError(f"{url}: nothing is there")
     if not found:
-        raise UserError(f"{url} names no {', '.join(EXTENSIONS)} file")
+        raise UserError(f"{url} names no {spelt(EXTENSIONS)} file")
     # Not posixpath's: a path of https is the whole URL, of which it makes "https:/" and one character less.
     parent = "".join(f"{part}/" for part in posixpath.commonprefix([one.split("/")[:-1] for one in found]))
     for info in infos:

@@ -6,7 +6,6 @@ indexer needs lighteval and its downloads; only the index is made here, with dat
 
 import csv
 import io
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from lmtiny import console, files
-from lmtiny.corpus import paths
-from lmtiny.corpus.compressed import ENDINGS, opened
-from lmtiny.corpus.decoding import NO_TEXT, decoded
+from lmtiny.corpus import json_lines, paths
+from lmtiny.corpus.compressed import ENDINGS, MOST_BYTES, whole
+from lmtiny.corpus.decoding import NO_TEXT, decoded, opened_text
+from lmtiny.corpus.documents import clean
 from lmtiny.errors import UserError
 from lmtiny.refining.tally import Tally
 
-EXTENSIONS = tuple(f"{kind}{compressed}" for kind in (".txt", ".jsonl", ".csv") for compressed in ("", *ENDINGS))
+EXTENSIONS = tuple(f"{kind}{compressed}" for kind in (*paths.TEXTS, ".jsonl", ".csv") for compressed in ("", *ENDINGS))
 MIN_DISTINCT = 4  # words of an n-gram: "0 0 0 0" is a table, in whatever text
 
 
@@ -74,33 +74,39 @@ def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path) -> No
 
 
 def items(file: pathlib.Path) -> Iterator[str]:
-    """Yields the texts of an evaluation set: a .txt as a whole, the texts of each line of a .jsonl, of each row of a .csv.
+    """Yields the texts of an evaluation set: the texts of each line of a .jsonl, of each row of a .csv, any other as a whole.
 
-    Blank ones are left out. What is not UTF-8 is warned of.
+    They are cleaned as documents are. Blank ones are left out. What is not UTF-8 is warned of.
     """
-    with opened(file) as stream:
-        content = decoded(stream.read(), str(file), NO_TEXT)
-    yield from (item for item in _items(content, file) if item.strip())
+    for item in _items(file):
+        if text := clean(item):
+            yield text
 
 
-def _items(content: str, file: pathlib.Path) -> Iterator[str]:
-    kind = paths.extension(file, EXTENSIONS)
-    if kind.startswith(".txt"):
+def _items(file: pathlib.Path) -> Iterator[str]:
+    if paths.kind(file) == "jsonl":
+        for _, value in json_lines.values(file):
+            yield " ".join(_texts(value))
+        return
+    with opened_text(file) as stream:
+        content = decoded(whole(stream, file), str(file), NO_TEXT)
+    if not paths.extension(file, EXTENSIONS).startswith(".csv"):
         yield content
-    elif kind.startswith(".csv"):
-        yield from (" ".join(row) for row in csv.reader(io.StringIO(content)))
-    else:
-        for number, line in enumerate(content.splitlines(), 1):
-            if line.strip():
-                try:
-                    yield " ".join(_texts(json.loads(line)))
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise UserError(f"{file}:{number}: not JSON ({error}); corpus.decontaminate reads a JSON value a line") from None
+        return
+    csv.field_size_limit(MOST_BYTES)  # of all readers of this process; 131,072 characters otherwise
+    rows = csv.reader(io.StringIO(content.lstrip("\ufeff"), newline=""))
+    try:
+        yield from (" ".join(row) for row in rows)
+    except csv.Error as error:
+        raise UserError(f"{file}:{rows.line_num}: not CSV ({error}); mend it, or take it away") from None
 
 
 def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | dict):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
+    """Yields the texts in a JSON value, in their order."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list | dict):
+            waiting += reversed(list(value.values()) if isinstance(value, dict) else value)

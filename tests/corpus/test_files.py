@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import random
+import shutil
+import subprocess
 import sys
 from typing import Any
 
@@ -38,7 +40,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbftext a  \r\nline\x00 two\t\r\n\r\n")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "c.jsonl").write_text('{"text": "one"}\n\n{"text": "  "}\n{"text": null}\n{"text": "two", "more": [1]}')
-    (tmp_path / "ignored.md").write_text("not read")
+    (tmp_path / "ignored.py").write_text("not read")
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "d.txt").write_text("not read")
     return tmp_path
@@ -152,7 +154,7 @@ def test_parquet(tmp_path: pathlib.Path) -> None:
     assert texts(tmp_path, text_key="body") == ["one", "", "two"]
     with pytest.raises(UserError, match=r"a\.parquet: no column 'bdy' among 'body', 'n'; did you mean --config\.corpus\.text_key=body\?"):
         read(tmp_path, text_key="bdy")
-    with pytest.raises(UserError, match="the column 'n' is int, not text"):
+    with pytest.raises(UserError, match="the column 'n' is int64, not text"):
         read(tmp_path, text_key="n")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(UserError, match="not a readable .parquet file"):
@@ -175,6 +177,11 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: pathlib.Path, monkeyp
         ("{}", r"x\.jsonl:3: no field 'text' among none"),
         ('{"text": 5}', r"x\.jsonl:3: the field 'text' is int, not text; the records before it have it"),
         ("[" * 100_000, r"x\.jsonl:3: not JSON"),
+        ('{"text": "a\0b"}', r"x\.jsonl:3: not JSON \(Invalid control character"),
+        ('{"text": ' + "9" * 5000 + "}", r"x\.jsonl:3: the field 'text' is float, not text"),
+        ('{"text": ["a"]}', r"x\.jsonl:3: the field 'text' is list, not text"),
+        ("null", r"x\.jsonl:3: is a JSON NoneType"),
+        ('{"' + "t" * 10_000 + '": 1}', r"x\.jsonl:3: no field 'text' among 't{60}'; "),
     ],
 )
 def test_a_bad_line_among_others_is_named(tmp_path: pathlib.Path, line: str, message: str) -> None:
@@ -208,10 +215,11 @@ def test_a_file_name_that_is_not_utf_8(tmp_path: pathlib.Path) -> None:
     [
         ("a.txt", b"x", "nothing*.txt", "nothing matches '.*nothing"),
         ("a.txt", b"x", "no/folder", "nothing matches"),
-        ("a.doc", b"x", "", r"a\.doc is not one of \.txt, \.txt\.gz, \.txt\.zst, \.jsonl, .*, \.parquet"),
-        ("a.doc", b"x", "a.doc", r"a\.doc is not one of"),
+        ("a.doc", b"x", "", r"a\.doc is not one of \.txt, \.md, .*, \.parquet \(or such with \.gz or \.zst\)"),
+        ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" * 99, "a.doc", r"a\.doc is not one of .*, nor a text"),
+        ("a.json", b"[1]", "a.json", r"a\.json is not read; make it a \.jsonl"),
         ("a.txt", b"", "", "the file is empty"),
-        ("a.txt", b"\xff\xfeh\0i\0", "", "is UTF-16; convert it first: iconv"),
+        ("a.txt", b"\xff\xfeh\0i\0", "", "is UTF-16, not UTF-8; convert it: iconv"),
     ],
 )
 def test_bad_inputs_are_refused(tmp_path: pathlib.Path, name: str, content: bytes, path: str, message: str) -> None:
@@ -221,20 +229,20 @@ def test_bad_inputs_are_refused(tmp_path: pathlib.Path, name: str, content: byte
 
 
 def test_what_is_left_out_of_a_folder_is_named(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "NOTES.MD").write_text("capitals")
+    (folder / "NOTES.DOC").write_text("capitals")
     (folder / "empty.txt").write_text("")
     (folder / "nowhere.txt").symlink_to(folder / "nothing")
     (folder / "elsewhere").symlink_to(folder / "deep")
     os.mkfifo(folder / "pipe.txt")
     units_of(folder)
-    left_out = "NOTES.MD, elsewhere (a link to a folder), empty.txt (empty), ignored.md, nowhere.txt (a link to nothing)"
+    left_out = "NOTES.DOC, elsewhere (a link to a folder), empty.txt (empty), ignored.py, nowhere.txt (a link to nothing)"
     pipe = "pipe.txt (no file, but a pipe or a device)"
     assert capsys.readouterr().out == f"{folder}: 6 files left out: {left_out}, {pipe}\n"
     (folder / "pipe.txt").unlink()
     for number in range(20):
-        (folder / f"x{number:02d}.md").write_text("x")
+        (folder / f"x{number:02d}.py").write_text("x")
     units_of(folder)
-    assert "25 files left out: NOTES.MD, " in (told := capsys.readouterr().out) and told.endswith(", x02.md and 17 more\n")
+    assert "25 files left out: NOTES.DOC, " in (told := capsys.readouterr().out) and told.endswith(", x02.py and 17 more\n")
     units_of(folder / "*.txt", validation_path="b.txt")
     assert "2 files left out: empty.txt (empty), nowhere.txt (a link to nothing)" in capsys.readouterr().out
     units_of(folder / "deep")
@@ -297,25 +305,87 @@ def test_endings_in_capitals_are_those_in_small_letters(tmp_path: pathlib.Path) 
     assert [document["text"] for document in read(tmp_path)] == ["a text", "a line", "a compressed text"]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_compressed_text_is_read_as_the_text(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    text = "\n\n".join(f"Paragraph {number} é." for number in range(200))
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "a.txt").write_text(text)
-    if suffix == ".gz":
-        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
-    else:
-        (tmp_path / "a.txt.zst").write_bytes(pytest.importorskip("pyarrow").compress(text.encode(), "zstd", asbytes=True))
-    expected = texts(tmp_path / "plain", section_bytes=1024)
-    monkeypatch.setattr(files, "RANGE_BYTES", 100)
-    assert texts(tmp_path / f"a.txt{suffix}", section_bytes=1024) == expected and len(expected) > 3
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+@pytest.mark.parametrize("step", [100, 1777, 64 << 20])
+def test_a_compressed_text_is_read_as_the_text(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, suffix: str, step: int) -> None:
+    text = "\n\n".join(f"Paragraph {number} é." for number in range(200)) + "x" * 300 + "\n"
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / f"a.txt.{suffix}").write_bytes(compressed(suffix, text.encode()))
+    monkeypatch.setattr(files, "RANGE_BYTES", step)
+    monkeypatch.setattr(files, "LOOK_AHEAD_BYTES", 50)
+    for cut in ("sections", "file", "blank lines", "lines", "chapters"):
+        reading = files.Reading("text", 1024, cut)
+        plain, other = (
+            [document for unit in files.units(str(tmp_path / name), "", reading) for document in unit.read()]
+            for name in ("a.txt", f"a.txt.{suffix}")
+        )
+        assert [{**document, "id": document["id"].replace(f".{suffix}", ""), "source": "a.txt"} for document in other] == plain
+        assert len(plain) > 3 or cut in ("file", "chapters")
+
+
+def test_a_text_of_any_ending_is_read_where_it_is_named(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.txt", "b.md", "c.markdown", "d.rst", "e.tex", "f.py", "g.csv", "Makefile", "h.log.gz", "i.json", "deep/j.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(gzip.compress(name.encode()) if name.endswith(".gz") else name.encode())
+    (tmp_path / "k.png").write_bytes(b"\x89PNG\r\n" + random.Random(0).randbytes(500))
+    assert texts(tmp_path) == texts(tmp_path / "*") == ["a.txt", "b.md", "c.markdown", "d.rst", "e.tex"]
+    assert "7 files left out: Makefile, j.py, f.py, g.csv, h.log.gz, i.json, k.png\n" in capsys.readouterr().out
+    for name in ("f.py", "g.csv", "Makefile", "h.log.gz"):
+        assert texts(tmp_path / name) == [name]
+    assert texts(tmp_path / "**" / "*.py") == ["deep/j.py", "f.py"]
+    assert texts(f"{tmp_path},{tmp_path}/*.csv") == ["a.txt", "b.md", "c.markdown", "d.rst", "e.tex", "g.csv"]
+    assert [unit.name for unit in units_of(tmp_path / "*.*", validation_path="e.tex") if unit.held_out] == ["e.tex@0"]
+    refused = {"*.json": "i.json is not read; make it a .jsonl", "k.*g": "k.png is not one of .txt, .md, .*, nor a text"}
+    for name, message in refused.items():
+        with pytest.raises(UserError, match=message):
+            texts(tmp_path / name)
+    with pytest.raises(UserError, match=r"'.*/deep' holds no \.txt, \.md|deep/j.py is not one of \.txt, \.md"):
+        texts(tmp_path / "deep")
+
+
+def test_another_encoding_is_named_with_what_mends_it(tmp_path: pathlib.Path) -> None:
+    text = "Some text, été.\nIn two lines.\n"
+    with_mark = {"UTF-16": b"\xff\xfe" + text.encode("utf-16-le"), "UTF-32": b"\0\0\xfe\xff" + text.encode("utf-32-be")}
+    unmarked = {name: text.encode(name) for name in ("UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE")}
+    others = {"UTF-32": text.encode("utf-32"), "UTF-16": text.encode("utf-16")}
+    for number, (name, data) in enumerate([*with_mark.items(), *unmarked.items(), *others.items()]):
+        file = tmp_path / f"it's {number}.txt"
+        file.write_bytes(data)
+        with pytest.raises(UserError, match=rf"{number}\.txt: is {name}, not UTF-8; convert it: iconv") as refused:
+            read(file)
+        if shutil.which("iconv"):
+            subprocess.run(str(refused.value).partition("convert it: ")[2], shell=True, check=True, cwd=tmp_path)
+            assert texts(file) == [text.strip()]
+    for name in ("a.jsonl", "a.txt.gz"):
+        data = '{"text": "some"}\n'.encode("utf-16")
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+        with pytest.raises(UserError, match=rf"{name}: is UTF-16, not UTF-8; "):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "gb18030", "shift_jis", "koi8-r", "cp1253"])
+def test_an_encoding_that_cannot_be_told_is_refused_all_the_same(tmp_path: pathlib.Path, encoding: str) -> None:
+    words = {"gb18030": "人人生而自由", "shift_jis": "すべての人間は", "cp1253": "Όλοι οι άνθρωποι"}.get(encoding, "Все люди рождаются")
+    (tmp_path / "a.txt").write_bytes(words.encode(encoding) * 50)
+    with pytest.raises(UserError, match=r"a\.txt: is not text"):
+        read(tmp_path)
+
+
+def test_a_record_is_taken_whatever_its_other_fields_are(tmp_path: pathlib.Path) -> None:
+    others = ["9" * 5000, "-" + "1" * 700, "1e999", "NaN", "-Infinity", '"\\ud800"', "[" * 500 + "]" * 500, '{"text": 5}', "null"]
+    lines = [f'{{"text": "text {number}", "n": {other}}}' for number, other in enumerate(others)]
+    twice = '{"text": "first", "text": "last"}'
+    lone = '{"text": "lone \\ud83d surrogate, \\ud83d\\ude00"}'
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\r\n".join([*lines, twice, lone, '{"text": "a\u2028b\x85c"}']), newline="")
+    assert texts(tmp_path) == [*(f"text {n}" for n in range(len(others))), "last", "lone  surrogate, \U0001f600", "a\nb\nc"]
 
 
 def test_what_is_not_text_is_refused_and_a_few_strange_bytes_are_not(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     noise, zeros, russian = random.Random(0).randbytes(5000), b"ELF\0\0\0\1\0" * 99, ("Привет, мир. " * 99).encode("cp1251")
     for name, data in {"noise.txt": noise, "zeros.txt": zeros, "russian.txt": russian}.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=rf"{name}: is not text \([\d,]+ of its [\d,]+ characters are not UTF-8, or NUL\); take"):
+        what = rf"{name}: is not text \([\d,]+ of its [\d,]+ characters are not UTF-8, or control characters\); take"
+        with pytest.raises(UserError, match=what):
             read(tmp_path / name)
     (tmp_path / "french.txt").write_bytes(("Une journée d'été, très courte. " * 1000).encode("latin-1"))
     assert len(read(tmp_path / "french.txt")) == 1
@@ -333,7 +403,7 @@ def test_what_is_not_text_is_refused_and_a_few_strange_bytes_are_not(tmp_path: p
 
 
 def test_an_empty_folder_and_an_unreadable_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="holds no .txt, .*, .parquet file"):
+    with pytest.raises(UserError, match="holds no .txt, .*, .parquet .* file; a text of another ending is named itself"):
         read(tmp_path)
     (tmp_path / "a.txt").write_text("x")
 

@@ -125,7 +125,7 @@ REFUSED: list[tuple[list[dict[str, Any]], str]] = [
     ([{"path": "web.jsonl", "validation": "web.jsonl"}], "validation holds out the only file"),
     ([{"path": "web.jsonl", "validation": "z*"}], "validation: nothing matches 'z\\*'"),
     ([{"path": "web.jsonl"}], r"source web: .*web.jsonl:1: no field 'text' among 'body'; set text_key"),
-    ([{"path": "web.jsonl", "cut": "chapters"}], "cut = 'chapters' says nothing about web.jsonl: it is for .txt; a record is a document"),
+    ([{"path": "web.jsonl", "cut": "chapters"}], "cut = 'chapters' says nothing about web.jsonl: it is for texts; a record is a document"),
     ([{"path": "books", "text_key": "body"}], r"text_key = 'body' says nothing about a.txt: it is for records of .jsonl and .parquet"),
     ([{"path": "empty.txt"}], r"corpus.sources\[0\] \(empty\): path = 'empty.txt': the file is empty"),
     ([{"path": "file://{}/empty.txt"}], r"corpus.sources\[0\] \(empty\): there is nothing in it"),

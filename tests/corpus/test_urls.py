@@ -17,7 +17,8 @@ from lmtiny.corpus import urls
 from lmtiny.corpus.backoff import Backoff
 from lmtiny.errors import UserError
 
-FILES = {"/bucket/a.txt": b"text a", "/bucket/deep/b.jsonl": b'{"text": "one"}\n' * 3, "/bucket/deep/c.md": b"no", "/bucket/.d.txt": b"no"}
+FILES = {"/bucket/a.txt": b"text a", "/bucket/deep/b.jsonl": b'{"text": "one"}\n' * 3, "/bucket/deep/c.py": b"no", "/bucket/.d.txt": b"no",
+         "/bucket/c.json": b"no"}  # fmt: skip
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def test_a_folder_a_glob_and_a_file(memory: Any, tmp_path: pathlib.Path) -> None
     assert copies("memory://bucket", tmp_path) == {"a.txt": FILES["/bucket/a.txt"], "deep/b.jsonl": FILES["/bucket/deep/b.jsonl"]}
     assert copies("memory://bucket/*/*.jsonl", tmp_path) == {"b.jsonl": FILES["/bucket/deep/b.jsonl"]}
     assert copies("memory://bucket/a.txt", tmp_path) == {"a.txt": b"text a"}
+    assert copies("memory://bucket/deep/c.py", tmp_path) == copies("memory://bucket/*/*.py", tmp_path) == {"c.py": b"no"}
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "local.txt").write_text("here")
     assert copies(f"file://{tmp_path}/x", tmp_path / "y") == {"local.txt": b"here"}
@@ -109,7 +111,7 @@ def test_a_name_that_leads_out_is_refused(memory: Any, tmp_path: pathlib.Path) -
     ("url", "message"),
     [
         ("memory://nothing/here", "nothing is there"),
-        ("memory://bucket/deep/c.md", "names no .txt"),
+        ("memory://bucket/c.json", "names no .txt, .md, .*.parquet .* file"),
         ("nope://x/y.txt", "known are gs://, s3://, hf://"),
         ("zip://x.txt::file:///nothing.zip", r"cannot be opened \(FileNotFoundError"),
     ],

@@ -147,7 +147,7 @@ def test_an_evaluation_set_of_a_kind_that_is_not_read_is_refused_beside_others_t
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "held.txt").write_text(prose(1, 3))
     (tmp_path / "sets" / "x.tsv").write_text("a\tb")
-    with pytest.raises(UserError, match=r"corpus.decontaminate: .*x\.tsv is not one of \.txt, .*\.csv\.zst; convert it, rename"):
+    with pytest.raises(UserError, match=r"corpus.decontaminate: .*x\.tsv is not one of \.txt, .*\.csv .*; convert it, rename"):
         refined(make_corpus(web=[prose(2, 3)]), decontaminate=str(tmp_path / "sets"))
 
 
