@@ -57,14 +57,16 @@ def opened(file: pathlib.Path) -> Iterator[IO[bytes]]:
             if not compression(file):
                 raise UserError(f"{file}: cannot be read ({error})") from None
             if "too much memory" in str(error):  # zstd's word for a window of more than 128 MiB
-                raise UserError(f"{file}: {error}; uncompress it first: zstd -d --long=31 {shlex.quote(str(file))}") from None
+                remedy = f"uncompress it first: zstd -d --long=31 {shlex.quote(str(file))}"
+                raise UserError(f"{file}: {error}; {remedy}") from None
             raise UserError(f"{file}: is damaged or cut short ({error}); have it anew") from None
 
 
 def whole(stream: IO[bytes], file: pathlib.Path) -> bytes:
     """Returns all bytes of the file that are still to be read; raises UserError of more than MOST_BYTES."""
     if len(data := stream.read(MOST_BYTES + 1)) > MOST_BYTES:
-        raise UserError(f"{file}: is more than {MOST_BYTES >> 20} MiB of text that is read as a whole; cut it into smaller files")
+        what = f"is more than {MOST_BYTES >> 20} MiB of text that is read as a whole"
+        raise UserError(f"{file}: {what}; cut it into smaller files")
     return data
 
 

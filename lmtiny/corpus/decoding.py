@@ -10,13 +10,17 @@ from lmtiny.console import counted, warn
 from lmtiny.corpus.compressed import compression, opened
 from lmtiny.errors import UserError
 
-# Of the characters of a text that are no UTF-8, or control characters: of programs and images over 0.35, of Latin-1 French 0.03.
+# Of the characters of a text that are no UTF-8, or control characters: of programs and images over 0.35, of French in
+# Latin-1 0.03.
 NO_TEXT = 0.2
 _CONTROLS = bytes([*range(8), *range(0x0E, 0x1B)])  # those that no text has; Cyrillic in UTF-16 is half of them
 HEAD_BYTES = 4096  # by which a file is told to be text, and in which encoding
 # The longer mark first: that of UTF-32 begins with that of UTF-16.
-_MARKS = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
-_UNMARKED = (("UTF-32LE", 4, 3), ("UTF-32BE", 4, 0), ("UTF-16LE", 2, 1), ("UTF-16BE", 2, 0))  # bytes of a unit, which is zero
+_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"),
+)  # fmt: skip
+# Without a mark: the bytes of a unit, and which of them is zero for most letters.
+_UNMARKED = (("UTF-32LE", 4, 3), ("UTF-32BE", 4, 0), ("UTF-16LE", 2, 1), ("UTF-16BE", 2, 0))
 
 
 @contextmanager
@@ -37,7 +41,7 @@ def opened_text(file: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 def is_text(file: pathlib.Path) -> bool:
-    """Returns whether the file begins like text, in UTF-8 or in what `opened_text` names, and without NUL, which an archive has.
+    """Returns whether the file begins like text: in UTF-8 without NUL, which an archive has, or in what `opened_text` names.
 
     Raises:
       UserError: it cannot be read.
@@ -45,7 +49,8 @@ def is_text(file: pathlib.Path) -> bool:
     with opened(file) as stream:
         head = _head(stream)
     text, replaced = _replacing(head)
-    return bool(wide_encoding(head)) or (b"\0" not in head and replaced + _controls(head) <= NO_TEXT * len(text))
+    narrow = b"\0" not in head and replaced + _controls(head) <= NO_TEXT * len(text)
+    return narrow or bool(wide_encoding(head))
 
 
 def wide_encoding(head: bytes) -> str:
@@ -56,14 +61,14 @@ def wide_encoding(head: bytes) -> str:
     sample = head[: len(head) // 4 * 4]
     for encoding, step, zero in _UNMARKED:
         if sample[zero::step].count(0) * 2 * step > len(sample):
-            text = sample.decode(encoding, "replace")
-            if sum((one.isprintable() and one != "\ufffd") or one.isspace() for one in text) > 0.9 * len(text):
+            text = sample.decode(encoding, "replace").replace("\ufffd", "\0")
+            if sum(one.isprintable() or one.isspace() for one in text) > 0.9 * len(text):
                 return encoding
     return ""
 
 
 def _head(stream: IO[bytes]) -> bytes:
-    return stream.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined]  # all that `opened` yields are buffered
+    return stream.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined]  # what `opened` yields is buffered
 
 
 def _controls(data: bytes) -> int:

@@ -47,7 +47,7 @@ def check(units: Iterable[Unit]) -> None:
             raise UserError(unit.missing)
 
 
-# As Unicode and str.splitlines have it, the first are line ends; what separated files, groups, records and units is a blank.
+# Line ends as Unicode and str.splitlines have them; what separates files, groups, records and units is a blank.
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 _SEPARATORS = re.compile("[\x1c-\x1f]")
 # C0 and C1 control characters but tab and newline, the byte order mark, and lone surrogates (a JSON escape may hold one).

@@ -24,6 +24,7 @@ from lmtiny.knobs import TEXT_KEY
 
 RANGE_BYTES = 64 << 20  # of a text or a .jsonl file that one unit reads
 ROWS = 16  # of a .parquet that are decoded at once: a few kilobytes may stand for rows of many megabytes
+CUTS = {"file": lambda text: iter([text]), "blank lines": paragraphs, "lines": lines, "chapters": chapters}
 LIKE_THE_OTHERS = "the records before it have it: mend this one, or take it away"
 LOOK_AHEAD_BYTES = 1 << 20  # how far a range of a text is moved on in search of a blank line
 
@@ -118,7 +119,7 @@ def read_text(file: pathlib.Path, name: str, start: int, end: int, cut: str, sec
             if cut == "sections":
                 pieces = sections(text, section_bytes)
             else:
-                pieces = {"file": lambda whole: iter([whole]), "blank lines": paragraphs, "lines": lines, "chapters": chapters}[cut](text)
+                pieces = CUTS[cut](text)
             for number, piece in enumerate(pieces):
                 yield from cleaned([{"text": piece, "source": name, "id": f"{name}@{begin}.{number}"}])
 
@@ -202,8 +203,8 @@ def read_parquet(file: pathlib.Path, name: str, _start: int, _end: int, text_key
             column = table.schema_arrow.names.index(text_key)
             found = table.schema_arrow.field(column).type
             texts = found.value_type if pyarrow.types.is_dictionary(found) else found
-            is_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view, pyarrow.types.is_null)
-            if not any(one(texts) for one in is_text):
+            types = pyarrow.types
+            if not any(one(texts) for one in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)):
                 raise UserError(f"{file}: the column {text_key!r} is {str(found)[:60]}, not text; set {knob}")
             row = 0
             for batch in table.iter_batches(batch_size=ROWS, columns=[text_key]):

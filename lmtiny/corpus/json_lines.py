@@ -14,10 +14,11 @@ _DIGITS = 600  # of an integer that any Python converts (sys.set_int_max_str_dig
 
 
 def values(file: pathlib.Path, start: int = 0, end: float = math.inf) -> Iterator[tuple[int, Any]]:
-    """Yields (offset, value) of each line that begins in the bytes [start, end) and is not blank; a compressed file is read whole.
+    """Yields (offset, value) of each line that begins in the bytes [start, end) and is not blank.
 
-    A line ends with LF or CR LF, and with nothing else: U+2028 may stand in a text. A byte order mark before it is passed
-    over. What is not UTF-8 is warned of. An integer of very many digits becomes infinite: no reader wants numbers.
+    A compressed file is read whole, whatever they are. A line ends with LF or CR LF, and with nothing else: U+2028 may
+    stand in a text. A byte order mark before it is passed over. What is not UTF-8 is warned of. An integer of very many
+    digits becomes infinite: no reader wants numbers.
 
     Raises:
       UserError: a line that is not JSON, or has more than compressed.MOST_BYTES; names the line.
@@ -38,7 +39,8 @@ def values(file: pathlib.Path, start: int = 0, end: float = math.inf) -> Iterato
 
 def _line(stream: IO[bytes], file: pathlib.Path, offset: int) -> bytes:
     if len(line := stream.readline(compressed.MOST_BYTES + 1)) > compressed.MOST_BYTES:
-        raise UserError(f"{at(file, offset)}: is longer than {compressed.MOST_BYTES >> 20} MiB; every record is a line of its own")
+        what = f"is longer than {compressed.MOST_BYTES >> 20} MiB"
+        raise UserError(f"{at(file, offset)}: {what}; every record is a line of its own")
     return line
 
 
@@ -46,7 +48,8 @@ def _parsed(text: str, file: pathlib.Path, offset: int) -> Any:
     try:
         return _DECODER.decode(text.lstrip("\ufeff"))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{at(file, offset)}: not JSON ({error}); every line must be a JSON value by itself") from None
+        remedy = "every line must be a JSON value by itself"
+        raise UserError(f"{at(file, offset)}: not JSON ({error}); {remedy}") from None
 
 
 _DECODER = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < _DIGITS else math.inf)

@@ -11,7 +11,8 @@ from lmtiny.corpus.compressed import ENDINGS, compression
 from lmtiny.corpus.decoding import is_text
 from lmtiny.errors import UserError
 
-TEXTS = (".txt", ".md", ".markdown", ".rst", ".tex")  # that a folder is searched for; other texts are read where they are named
+# A folder is searched for these; other texts are read where they are named.
+TEXTS = (".txt", ".md", ".markdown", ".rst", ".tex")
 EXTENSIONS = (*(f"{kind}{ending}" for kind in (*TEXTS, ".jsonl") for ending in ("", *ENDINGS)), ".parquet")
 # Of records that are not read as such, and should not be taken for a text.
 _NO_TEXTS = tuple(f"{kind}{ending}" for kind in (".json", ".ndjson") for ending in ("", *ENDINGS))
@@ -67,12 +68,13 @@ def listed(path: str, knob: str, extensions: tuple[str, ...]) -> tuple[list[path
             inside = [file for match in _matches(part, knob) for file in _inside(pathlib.Path(match).absolute())]
             supported = [
                 file for file in inside
-                if file.is_file() and (extension(file, extensions) or (named(file, part) and is_text(file)))
+                if file.is_file() and (extension(file, extensions) or _named_text(file, part))
             ]  # fmt: skip
         if not supported and inside:
             raise refusal(inside[0], knob, extensions)
         if not supported:
-            raise UserError(f"{knob}: {part!r} holds no {spelt(extensions)} file; a text of another ending is named itself, or by a glob")
+            remedy = "a text of another ending is named itself, or by a glob"
+            raise UserError(f"{knob}: {part!r} holds no {spelt(extensions)} file; {remedy}")
         found.update(supported)
         others.update(inside)
     if not found:
@@ -87,9 +89,13 @@ def spelt(extensions: tuple[str, ...]) -> str:
 
 
 def named(file: pathlib.PurePath, part: str) -> bool:
-    """Returns whether the part of a path names this file or its ending, so that it is taken for a text whatever that is."""
+    """Returns whether the part of a path names this file or its ending, so that it is taken for a text whatever its ending."""
     by_name = file.name == pathlib.PurePath(part).name or (bool(file.suffix) and part.endswith(file.suffix))
     return by_name and not extension(file, _NO_TEXTS)
+
+
+def _named_text(file: pathlib.Path, part: str) -> bool:
+    return not os.path.isdir(part) and named(file, part) and is_text(file)
 
 
 def _why(file: pathlib.Path) -> str:
@@ -159,9 +165,11 @@ def refusal(file: pathlib.Path, knob: str, extensions: tuple[str, ...]) -> UserE
     if not file.is_file():
         return UserError(f"{knob}: {file} is no file, but a link to nothing, a folder elsewhere or a device; take it away")
     if extension(file, _NO_TEXTS):
-        return UserError(f"{knob}: {file} is not read; make it a .jsonl, one record a line: jq -c '.[]' for a list, or else rename it")
+        remedy = "make it a .jsonl, one record a line (jq -c '.[]' for a list), or else rename it"
+        return UserError(f"{knob}: {file} is not read; {remedy}")
     remedy = "convert it, rename it or take it away"
-    return UserError(f"{knob}: {file} is not one of {spelt(extensions)}, nor a text that is named itself or by a glob; {remedy}")
+    known = f"{spelt(extensions)}, nor a text that is named itself or by a glob"
+    return UserError(f"{knob}: {file} is not one of {known}; {remedy}")
 
 
 def _inside(path: pathlib.Path) -> list[pathlib.Path]:

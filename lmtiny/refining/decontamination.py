@@ -74,7 +74,7 @@ def build(path: str, num_words: int, tokenizer: Any, folder: pathlib.Path) -> No
 
 
 def items(file: pathlib.Path) -> Iterator[str]:
-    """Yields the texts of an evaluation set: the texts of each line of a .jsonl, of each row of a .csv, any other as a whole.
+    """Yields the texts of an evaluation set: of each line of a .jsonl, of each row of a .csv, of any other the whole.
 
     They are cleaned as documents are. Blank ones are left out. What is not UTF-8 is warned of.
     """
