@@ -4,6 +4,8 @@ On a terminal, progress is a bar; on a pipe or in CI it is a plain line every fe
 Nothing here is slow to import: rich is loaded only when a bar is drawn.
 """
 
+import errno
+import io
 import math
 import os
 import shutil
@@ -12,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lmtiny import ctrl_c
 from lmtiny.errors import UserError, cut
@@ -230,18 +232,43 @@ def _new_bar() -> "RichProgress":
     )
 
 
+class _Output(io.FileIO):
+    """stdout or stderr: what is written when nobody can read it goes nowhere, where the program is to go on.
+
+    So with a terminal that is gone, its window closed or its connection lost; and with a pipe in a program that
+    was told to stop, and has still to save: who read it (`| tee`) was told as well.
+    """
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO and not (error.errno == errno.EPIPE and ctrl_c.stopping):
+                raise
+            return len(data)
+
+
+def _let_readers_go() -> None:
+    for name in ("stdout", "stderr"):
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            binary = io.BufferedWriter(_Output(stream.fileno(), "w", closefd=False))
+            at_once = stream.line_buffering or stream.write_through
+            # A sample in another script must not end a run on an ASCII terminal either.
+            setattr(sys, name, io.TextIOWrapper(binary, stream.encoding, "replace", line_buffering=at_once))
+
+
 def run_main(main: Callable[[], int | None], to_go_on: str = "") -> NoReturn:
     """Runs an entry point and exits with what it returns (None: 0).
 
-    UserError becomes one line on stderr and exit 1; Ctrl-C a line, which ends with how `to_go_on`, and exit 130; a reader
-    that went away (`| head`) is no error to talk about, exit 1; memory that jax did not get is a line, exit 1; any other
-    exception keeps its traceback, exit 1.
+    UserError becomes one line on stderr and exit 1; Ctrl-C, SIGTERM and SIGHUP a line, which ends with how
+    `to_go_on`, and exit 130; a reader that went away (`| head`) is no error to talk about, exit 1, and a terminal
+    that did none at all; memory that jax did not get is a line, exit 1; any other exception keeps its traceback,
+    exit 1.
     """
     ctrl_c.raise_it()
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
-        if hasattr(stream, "reconfigure"):
-            # A sample in another script must not end a run on an ASCII terminal, nor a byte that is no UTF-8 a chat.
-            stream.reconfigure(errors=errors)
+    _let_readers_go()
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # nor must a typed byte that is no UTF-8 end a chat
     code: int | str | None
     try:
         try:
@@ -260,7 +287,7 @@ def run_main(main: Callable[[], int | None], to_go_on: str = "") -> NoReturn:
     except Exception as error:
         if ctrl_c.heard:  # an import that it broke off, say
             _interrupted(to_go_on)
-        code = ctrl_c.ending or _ended(_out_of_memory(error) or traceback.format_exc().rstrip(), 1)
+        code = _ended(_out_of_memory(error) or traceback.format_exc().rstrip(), 1)
     sys.exit(code)
 
 

@@ -60,7 +60,7 @@ def workers(num_processes: int, num_jobs: int, num_bytes: int) -> Iterator[Run]:
             done = 0
             # Largest first: a large job that starts last keeps all others waiting.
             order = sorted(range(len(jobs)), key=lambda job: -sizes[job])
-            with _ctrl_c_held_back():  # the first of them starts the processes
+            with _held_back():  # the first of them starts the processes
                 futures = {executor.submit(function, *jobs[job]): sizes[job] for job in order}
             for future in concurrent.futures.as_completed(futures):
                 future.result()
@@ -91,12 +91,15 @@ def _here(what: str, function: Callable[..., None], jobs: Sequence[tuple[Any, ..
 
 
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Lets Ctrl-C wait until the end of the block: processes that start in it never hear it, not even while they import."""
+def _held_back() -> Iterator[None]:
+    """Lets Ctrl-C and a closed terminal wait until the end of the block.
+
+    Processes that start in it never hear of them, not even while they import.  SIGTERM they hear: so the pool ends them.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, set(ctrl_c.SIGNALS) - {signal.SIGTERM})
     try:
         yield
     finally:
@@ -105,7 +108,10 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Lets SIGTERM raise SystemExit, with a line; a sudden death would leave the locks of the processes behind, and a warning of that."""
+    """Lets SIGTERM raise SystemExit, with a line, in a script that prepares data: an entry point hears it already (`ctrl_c`).
+
+    A sudden death would leave the locks of the processes behind, and a warning of that.
+    """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -117,14 +123,13 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    # Not through console: this may interrupt it in the middle of a line.
-    os.write(2, b"lmtiny: terminated; the same command goes on from what is finished\n")
-    ctrl_c.ending = 128 + number
-    sys.exit(ctrl_c.ending)
+    ctrl_c.tell(b"lmtiny: terminated; the same command goes on from what is finished\n")
+    sys.exit(128 + number)
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in set(ctrl_c.SIGNALS) - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)  # the parent's to handle
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()

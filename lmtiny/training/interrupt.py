@@ -1,4 +1,4 @@
-"""Being told to stop: SIGINT and SIGTERM end the run after the step at hand, on every process at the same step."""
+"""Being told to stop: SIGINT, SIGTERM or SIGHUP ends the run after the step at hand, on every process at the same."""
 
 import os
 import signal
@@ -19,10 +19,10 @@ class Interruption:
         self._signal = 0
         if ctrl_c.heard:
             raise KeyboardInterrupt
-        handled: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+        handled = [number for number in ctrl_c.SIGNALS if not ctrl_c.ignored(number)]
         if jax.process_count() > 1:
-            # jax.distributed hears SIGTERM itself and makes the processes agree on a step; SIGINT is passed on to it.
-            handled = (signal.SIGINT,)
+            # jax.distributed hears SIGTERM and makes the processes agree on a step; the others are passed on to it.
+            handled.remove(signal.SIGTERM)
         self._before = {number: signal.signal(number, self._hear) for number in handled}
         return self
 
@@ -34,9 +34,8 @@ class Interruption:
         if self._signal == signal.SIGINT == number:
             raise KeyboardInterrupt
         if not self._signal:
-            # Not through console: this may interrupt it in the middle of a line.
-            os.write(2, b"\nlmtiny: stopping after this step, to save it; Ctrl-C once more leaves at once\n")
-        self._signal = number
+            ctrl_c.tell(b"\nlmtiny: stopping after this step, to save it; Ctrl-C once more leaves at once\n")
+        self._signal, ctrl_c.stopping = number, True
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -207,9 +207,50 @@ def test_exit_codes_of_a_main_that_returns() -> None:
     assert run("raise SystemExit(4)").returncode == 4
 
 
-def test_ctrl_c_is_a_line_and_exit_130() -> None:
-    ended = run(f"import os, time; os.kill(os.getpid(), {int(signal.SIGINT)}); time.sleep(9)")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_being_told_to_stop_is_a_line_and_exit_130(name: str) -> None:
+    ended = run(f"import os, signal, time; os.kill(os.getpid(), signal.{name}); time.sleep(9)")
     assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted\n")
+
+
+def test_what_a_parent_ignores_is_ignored_but_for_sigterm() -> None:
+    code = """
+import signal
+three = signal.SIGINT, signal.SIGHUP, signal.SIGTERM
+[signal.signal(one, signal.SIG_IGN) for one in three]
+from lmtiny import console
+def main():
+    [signal.raise_signal(one) for one in three[:2]]
+    console.say("goes on")
+    signal.raise_signal(signal.SIGTERM)
+console.run_main(main)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "goes on\n", "lmtiny: interrupted\n")
+
+
+def test_a_program_outlives_its_terminal(tmp_path: pathlib.Path) -> None:
+    body = f"console.say('before'); input(); console.say('x'); console.warn('x'); open({str(tmp_path / 'saved')!r}, 'w')"
+    code = f"from lmtiny import console\ndef main():\n    {body}; return 5\nconsole.run_main(main)\n"
+    main_end, end = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=end, stderr=end) as program:
+        os.close(end)
+        assert os.read(main_end, 99) == b"before\r\n"
+        os.close(main_end)
+        program.communicate(b"\n", timeout=60)
+    assert program.returncode == 5 and (tmp_path / "saved").exists()
+
+
+def test_a_program_told_to_stop_outlives_the_reader_that_was_told_as_well() -> None:
+    body = "import sys; input(); console.ctrl_c.stopping = True; console.say('x'); console.warn('x'); return 5"
+    code = f"from lmtiny import console\ndef main():\n    {body}\nconsole.run_main(main)\n"
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen([sys.executable, "-c", code], **pipe) as program:
+        assert program.stdin is not None and program.stdout is not None
+        program.stdout.close()
+        program.stdin.write(b"\n")
+        program.stdin.close()
+        assert program.wait(60) == 5
 
 
 def test_a_reader_that_went_away_is_no_complaint(tmp_path: pathlib.Path) -> None:
@@ -231,35 +272,38 @@ def test_importing_the_console_loads_no_rich_and_no_jax() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "set()\n"
 
 
-SIGINT_AT_IMPORT = """
+SIGNAL_AT_IMPORT = """
 import runpy, signal, sys
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "{}":
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.{})
 sys.meta_path.insert(0, Finder())
 runpy.run_module("lmtiny.{}", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("entry_point", ["prepare", "train", "chat", "plan"])
-def test_ctrl_c_while_an_entry_point_is_imported_is_a_line_too(entry_point: str) -> None:
-    command = [sys.executable, "-c", SIGINT_AT_IMPORT.format("ml_collections", entry_point)]
+@pytest.mark.parametrize("words", ["prepare SIGTERM", "train SIGHUP", "chat SIGINT", "plan SIGTERM"])
+def test_being_told_to_stop_while_an_entry_point_is_imported_is_a_line_too(words: str) -> None:
+    entry_point, name = words.split()
+    command = [sys.executable, "-c", SIGNAL_AT_IMPORT.format("ml_collections", name, entry_point)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[2])
     assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted\n")
 
 
-@pytest.mark.parametrize("entry_point", ["prepare", "train"])
-def test_ctrl_c_says_that_the_same_command_goes_on(entry_point: str, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("words", ["prepare SIGTERM", "prepare SIGHUP", "train SIGINT"])
+def test_who_told_it_to_stop_is_told_that_the_same_command_goes_on(words: str, tmp_path: pathlib.Path) -> None:
+    entry_point, name = words.split()
     config = tmp_path / "config.py"
-    config.write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    config.write_text(f"import signal\nsignal.raise_signal(signal.{name})\n")
     command = [sys.executable, "-m", f"lmtiny.{entry_point}", "--config", str(config)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[2])
     assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted; the same command goes on from what is finished\n")
 
 
 def test_ctrl_c_while_jax_is_imported_breaks_nothing_off() -> None:
-    command = [sys.executable, "-c", SIGINT_AT_IMPORT.format("jaxlib", "train"), "--config", "configs/tiny.py"]
+    program = SIGNAL_AT_IMPORT.format("jaxlib", "SIGINT", "train")
+    command = [sys.executable, "-c", program, "--config", "configs/tiny.py"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[2])
     assert (ended.returncode, ended.stderr) == (130, "lmtiny: interrupted\n")
 

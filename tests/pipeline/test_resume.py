@@ -1,8 +1,11 @@
 """A run that was stopped, killed or damaged goes on as if nothing had happened, or says in one line why it cannot."""
 
 import json
+import os
+import pty
 import shutil
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -91,6 +94,26 @@ def test_stopped_by_sigterm_it_goes_on_bit_by_bit(whole, runs):
     resumed = runs.train("", command=[sys.executable, "-m", "lmtiny.train", "--resume", str(runs.folder / "run")])
     assert resumed.returncode == 0, resumed.stderr
     assert runs.losses("run") == whole[0].losses("whole")
+
+
+TERMINAL = "import fcntl, os, termios; os.setsid(); fcntl.ioctl(1, termios.TIOCSCTTY, 0)"
+
+
+def test_a_run_whose_terminal_is_closed_saves_the_step_it_is_at(whole, runs):
+    terminal, stdout = pty.openpty()
+    command = runs.command("run", driver=TERMINAL)
+    three = dict.fromkeys(("stdin", "stdout", "stderr"), stdout)
+    with subprocess.Popen(command, cwd=runs.folder, env=runs.env(), **three) as process:
+        os.close(stdout)
+        said = b""
+        while b"first step done" not in said:
+            said += os.read(terminal, 1000)
+        os.close(terminal)  # which sends SIGHUP, and lets all that is written fail
+    assert process.returncode == 130, said
+    (saved,) = runs.checkpoints("run")[-1:]
+    assert 1 <= saved < STEPS and (runs.folder / f"run/checkpoints/{saved}/manifest.json").exists()
+    undisturbed = whole[0].losses("whole")
+    assert runs.losses("run") == {step: undisturbed[step] for step in range(1, saved + 1)}
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
