@@ -14,7 +14,8 @@ Runs a command on this machine over emulated CPU devices, in one process or in s
   -h, --help      show this text
 
 Each process is told of the others in LMTINY_COORDINATOR (localhost:PORT), LMTINY_NUM_PROCESSES and LMTINY_PROCESS_ID.
-When one fails, the others are stopped, and its exit code is that of this script. Ctrl-C and SIGTERM go to all of them.
+When one fails, the others are stopped, and its exit code is that of this script. Ctrl-C, SIGTERM and SIGHUP go to all of
+them. When this script is killed, they are stopped as well: by SIGTERM, and after half a minute by SIGKILL.
 TEXT
 }
 
@@ -64,13 +65,34 @@ fi
 port=$(free_port)
 export LMTINY_COORDINATOR=localhost:$port LMTINY_NUM_PROCESSES=$processes
 set -m # each process gets a process group of its own, which is signalled as a whole, and does not ignore Ctrl-C
+# Stops the processes when this script is gone, however: it alone holds the other end of the pipe that is read here.
+coproc guard {
+  trap '' INT TERM HUP
+  groups=()
+  while read -r -a line; do groups=("${line[@]}"); done
+  [ ${#groups[@]} -gt 0 ] || exit 0
+  kill -s TERM -- "${groups[@]/#/-}" 2>/dev/null || true
+  for _ in {1..30}; do
+    kill -s 0 -- "${groups[@]/#/-}" 2>/dev/null || exit 0 # all of them are gone
+    sleep 1
+  done
+  kill -s KILL -- "${groups[@]/#/-}" 2>/dev/null || true
+}
+guard_group=${guard_PID:?} # bash sets it
+disown "$guard_group" # none of the processes that are waited for
+
 declare -A running=() # process group -> number of the process
+tell_guard() {
+  echo "${!running[@]}" >&"${guard[1]}"
+}
 for ((i = 0; i < processes; i++)); do
   {
-    trap : INT TERM # this shell and sed outlive the signals, so that the last words are still shown
-    LMTINY_PROCESS_ID=$i "$@" 2>&1 | (trap '' INT TERM; exec sed -u "s/^/[$i] /")
+    trap : INT TERM HUP # this shell and sed outlive the signals, so that the last words are still shown
+    # A terminal that is gone ends sed, and must not end who still has to save; a reader that is gone may (`| head`).
+    LMTINY_PROCESS_ID=$i "$@" 2>&1 | (trap '' INT TERM HUP; sed -u "s/^/[$i] /" || { [ $? -lt 128 ] && exec cat >/dev/null; })
   } &
   running[$!]=$i
+  tell_guard
 done
 
 signal_all() { # SIGNAL
@@ -82,7 +104,8 @@ signal_all() { # SIGNAL
 signalled=
 trap 'signalled=yes; signal_all INT' INT
 trap 'signalled=yes; signal_all TERM' TERM
-trap 'signal_all KILL' EXIT
+trap 'signalled=yes; signal_all HUP' HUP
+trap 'signal_all KILL; kill -s KILL -- "-$guard_group" 2>/dev/null || true' EXIT
 
 code=0 killer=
 while [ ${#running[@]} -gt 0 ]; do
@@ -94,6 +117,7 @@ while [ ${#running[@]} -gt 0 ]; do
     continue
   fi
   unset "running[$group]"
+  tell_guard
   if [ "$ended" -ne 0 ] && [ "$code" -eq 0 ]; then
     code=$ended
     if [ ${#running[@]} -gt 0 ] && [ -z "$signalled" ]; then

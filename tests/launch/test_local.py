@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pty
 import re
 import signal
 import subprocess
@@ -71,6 +72,33 @@ def test_a_signal_goes_to_all_processes_and_all_are_waited_for(number: signal.Si
     assert process.returncode == code
     word = "int" if number == signal.SIGINT else "term"
     assert without_sleep(said) == [f"[0] {word}", f"[1] {word}"]
+
+
+def test_processes_do_not_outlive_a_script_that_is_killed() -> None:
+    body = 'trap "echo stopping; exit 5" TERM; echo ready; for _ in {1..400}; do sleep 0.1; done'
+    arguments = [str(SCRIPT), "--processes", "2", "--", "bash", "-c", body]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
+        process.kill()
+        said = process.stdout.read()
+    assert without_sleep(said) == ["[0] stopping", "[1] stopping"]
+
+
+def test_who_has_to_save_outlives_the_terminal(tmp_path: pathlib.Path) -> None:
+    """The terminal is closed, and the script is told of it as its shell would tell it."""
+    body = 'trap "echo x; echo x; touch $1/$LMTINY_PROCESS_ID; exit 5" HUP; echo ready; for _ in {1..400}; do sleep 0.1; done'
+    arguments = [str(SCRIPT), "--processes", "2", "--", "bash", "-c", body, "x", str(tmp_path)]
+    terminal, end = pty.openpty()
+    with subprocess.Popen(arguments, stdout=end, stderr=subprocess.DEVNULL) as process:
+        os.close(end)
+        said = b""
+        while said.count(b"ready") < 2:
+            said += os.read(terminal, 100)
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
 
 
 @pytest.mark.parametrize(
