@@ -175,6 +175,7 @@ def train(
 
 def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", mesh: "jax.sharding.Mesh", workdir: pathlib.Path) -> int:
     with ctrl_c.imports():
+        import jax
         import jax.numpy as jnp
         import numpy as np
 
@@ -203,9 +204,9 @@ def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", me
                 break
     rates = shares[: len(losses)] * config.optimizer.learning_rate
     suggestion = find_rate.suggest(rates, np.array(losses))
-    workdir.mkdir(parents=True, exist_ok=True)
-    find_rate.plot(workdir / "learning_rates.png", rates, np.array(losses), suggestion)
     console.say(f"\nsuggested: --config.optimizer.learning_rate={suggestion:.2g} (plot: {workdir / 'learning_rates.png'})")
+    if jax.process_index() == 0:
+        find_rate.plot(workdir / "learning_rates.png", rates, np.array(losses), suggestion)
     return 0
 
 
