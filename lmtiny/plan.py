@@ -136,11 +136,11 @@ def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, 
         if args.slices > 1 and number % args.slices:
             raise UserError(f"{console.counted(number, 'device')} cannot be {args.slices} equal slices")
         return chip, number, args.slices or 1
-    import jax
+    from lmtiny.parallel.mesh import all_devices
 
-    number = args.devices or jax.device_count()
-    kind = jax.devices()[0].device_kind
-    chip = chips.cpu(number) if jax.devices()[0].platform == "cpu" else chips.by_kind(kind)
+    here = all_devices()
+    number, kind = args.devices or len(here), here[0].device_kind
+    chip = chips.cpu(number) if here[0].platform == "cpu" else chips.by_kind(kind)
     if chip is None:
         raise UserError(f"the speed of {kind!r} is not known; name a chip with --device: {', '.join(chips.names())}")
     return chip, number, args.slices or 1

@@ -9,6 +9,7 @@ import sys
 
 # Where drivers show their devices in /dev, on Linux.
 _TPU_FILES, _NVIDIA_FILES, _AMD_FILES = ("accel*", "vfio/[0-9]*"), ("nvidia[0-9]*",), ("kfd",)
+_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")  # jax refuses to start where it is told of CUDA and has none
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 _EMULATED = "--xla_force_host_platform_device_count="
 _PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds="
@@ -21,7 +22,8 @@ def leave_out_missing_tpu() -> None:
     """
     if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or _present(*_TPU_FILES):
         return
-    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if _present(*_NVIDIA_FILES) else "cpu"
+    cuda = _present(*_NVIDIA_FILES) and any(importlib.util.find_spec(name) for name in _CUDA_PLUGINS)
+    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if cuda else "cpu"
     if jax := sys.modules.get("jax"):  # which read that when it was imported
         jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 

@@ -5,6 +5,8 @@ import hashlib
 import math
 import os
 import pathlib
+import re
+import threading
 from typing import Any
 
 import jax
@@ -14,8 +16,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lmtiny import config as config_lib
+from lmtiny import console, ctrl_c
 from lmtiny.errors import UserError
 from lmtiny.parallel import axes, chips
+
+PATIENCE_S = 300.0  # how long the processes of a run wait for each other
 
 
 def start_processes() -> None:
@@ -26,17 +31,64 @@ def start_processes() -> None:
     Cloud TPU (`launch/tpu_vm.sh run` sets it) and under Slurm.
 
     Raises:
-      UserError: variables that do not go together.
+      UserError: variables that are wrong or do not go together, or the others are not found.
     """
-    coordinator = os.environ.get("LMTINY_COORDINATOR")
+    names = [f"LMTINY_{name}" for name in ("COORDINATOR", "NUM_PROCESSES", "PROCESS_ID")]
+    coordinator, count, index = (os.environ.get(name, "") for name in names)
+    if not coordinator and not count and not index:
+        return
     if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator:
-        try:
-            count, index = int(os.environ["LMTINY_NUM_PROCESSES"]), int(os.environ["LMTINY_PROCESS_ID"])
-        except (KeyError, ValueError):
-            raise UserError("LMTINY_COORDINATOR is set, so LMTINY_NUM_PROCESSES and LMTINY_PROCESS_ID must be whole numbers") from None
-        jax.distributed.initialize(coordinator, count, index)
+        _join("LMTINY_COORDINATOR=auto: jax finds processes on Cloud TPU and under Slurm; elsewhere give HOST:PORT")
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not 1 <= _whole(port) <= 65535:
+        raise UserError(f"LMTINY_COORDINATOR={coordinator!r} should read HOST:PORT, as in localhost:1234, or auto")
+    if _whole(count) < 1:
+        raise UserError(f"LMTINY_NUM_PROCESSES={count!r} should be the number of processes of this run, 1 or more")
+    if not 0 <= _whole(index) < _whole(count):
+        raise UserError(f"LMTINY_PROCESS_ID={index!r} should be this process's own number, 0 to {_whole(count) - 1}")
+    lost = f"process {index} of {count} does not find the others by LMTINY_COORDINATOR={coordinator}"
+    _join(f"{lost}; all are given the same, the address of process 0 and a port free there", coordinator, int(count), int(index))
+
+
+def _whole(text: str) -> int:
+    """Returns a whole number of at most nine digits, or -1 for anything else."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else -1
+
+
+def _join(lost: str, coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
+    """Calls jax.distributed.initialize; where that fails, or does not return, the program ends with the line `lost`."""
+
+    def give_up() -> None:  # before jax does, which aborts with a stack trace
+        ctrl_c.tell(f"lmtiny: error: {lost} (nobody answered for {console.duration(PATIENCE_S)})\n".encode())
+        os._exit(1)
+
+    timer = threading.Timer(PATIENCE_S, give_up)
+    timer.start()
+    try:
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=int(PATIENCE_S) + 60)
+    except Exception as error:  # ValueError, RuntimeError, those of sockets: no address, a port that is taken
+        raise UserError(f"{lost} ({_first_line(error)})") from None
+    finally:
+        timer.cancel()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def all_devices() -> list[Any]:
+    """Returns the devices of this run.
+
+    Raises:
+      UserError: JAX_PLATFORMS names a kind of which there is none, or jax cannot use them.
+    """
+    try:
+        return jax.devices()
+    except Exception as error:  # for "cuda" without jax's plugin an AssertionError, else a RuntimeError
+        asked = os.environ.get("JAX_PLATFORMS")
+        what = f"JAX_PLATFORMS={asked}: jax finds no such device here; unset it" if asked else "jax can use no device here"
+        raise UserError(f"{what}, or set JAX_PLATFORMS=cpu ({_first_line(error)})") from None
 
 
 def platform() -> str:
@@ -57,7 +109,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[Any] | None = Non
       UserError: the mesh is not the devices, the model does not divide by it (`config.mesh_shape`), or the slices do not
         divide parallel.data.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = all_devices() if devices is None else devices
     asked = math.prod(max(1, config.parallel[name]) for name in axes.MESH_AXES)
     if len(devices) == 1 < asked and devices[0].platform == "cpu":
         raise UserError(f"parallel: {asked} devices asked for, a CPU is one; launch/local.sh --devices {asked} -- COMMAND emulates them")
@@ -125,7 +177,7 @@ def use_compile_cache() -> None:
     comes first.  From there a device may be at several at a time, and they wait for each other for ever, or are aborted
     (docs/log.md).  A folder in JAX_COMPILATION_CACHE_DIR is not used either.
     """
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+    if len(devices := all_devices()) > 1 and devices[0].platform == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder()))

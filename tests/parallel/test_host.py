@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import types
 
 import pytest
 
+from lmtiny.errors import UserError
 from lmtiny.parallel import host, mesh
 
 FAULTS = """
@@ -30,14 +32,15 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 5)
     ("libtpu", "files", "own", "expected"),
     [
         (True, (), None, "cpu"),
-        (True, ("nvidia[0-9]*",), None, "cuda,cpu"),
+        (True, ("nvidia[0-9]*", "jax_cuda13_plugin"), None, "cuda,cpu"),
+        (True, ("nvidia[0-9]*",), None, "cpu"),
         (True, ("accel*",), None, None),
         (False, (), None, None),
         (True, (), "tpu,cpu", "tpu,cpu"),
     ],
 )
 def test_jax_looks_for_a_tpu_only_where_libtpu_may_find_one(libtpu, files, own, expected, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if libtpu and name == "libtpu" else None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in files or (libtpu and name == "libtpu") or None)
     monkeypatch.setattr(host, "_present", lambda *patterns: bool(set(patterns) & set(files)))
     monkeypatch.setattr(host.os, "environ", {"JAX_PLATFORMS": own} if own else {})
     told = []
@@ -86,9 +89,66 @@ def test_emulated_devices_get_time_to_wait_for_each_other(own, expected, monkeyp
 def test_a_program_over_several_cpu_devices_is_not_kept(backend, devices, kept, monkeypatch, tmp_path):
     told = {"jax_enable_compilation_cache": True}
     monkeypatch.setattr(mesh.jax, "config", types.SimpleNamespace(update=told.__setitem__))
-    monkeypatch.setattr(mesh.jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(mesh.jax, "device_count", lambda: devices)
+    monkeypatch.setattr(mesh.jax, "devices", lambda: [types.SimpleNamespace(platform=backend)] * devices)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     mesh.use_compile_cache()
     assert told["jax_enable_compilation_cache"] == kept
     assert told.get("jax_compilation_cache_dir") == (str(tmp_path / "lmtiny" / "compiled") if kept else None)
+
+
+TOGETHER = {"LMTINY_COORDINATOR": "localhost:1234", "LMTINY_NUM_PROCESSES": "2", "LMTINY_PROCESS_ID": "0"}
+
+
+def set_all(monkeypatch, changes):
+    for name, value in (TOGETHER | changes).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("COORDINATOR", ["localhost:x", "localhost", ":80", "localhost:0", "localhost:65536", ""], "should read HOST:PORT"),
+        ("NUM_PROCESSES", ["0", "-1", "two", "", "1e3", "9" * 99], "should be the number of processes of this run, 1"),
+        ("PROCESS_ID", ["2", "-1", "", "0.5", "\N{SUPERSCRIPT TWO}"], "should be this process's own number, 0 to 1"),
+    ],
+)
+def test_variables_that_are_wrong_are_named(name, values, said, monkeypatch):
+    monkeypatch.setattr(mesh.jax.distributed, "initialize", lambda *_, **__: pytest.fail("jax was asked"))
+    for value in values:
+        set_all(monkeypatch, {f"LMTINY_{name}": value})
+        with pytest.raises(UserError, match=f"LMTINY_{name}=.*{said}"):
+            mesh.start_processes()
+
+
+@pytest.mark.parametrize("coordinator", ["localhost:1234", "auto"])
+def test_what_jax_says_of_processes_that_it_does_not_find_is_one_line(coordinator, monkeypatch):
+    def initialize(*_, **__):
+        raise RuntimeError("UNKNOWN: Failed to start RPC server\nand more")
+
+    monkeypatch.setattr(mesh.jax.distributed, "initialize", initialize)
+    set_all(monkeypatch, {"LMTINY_COORDINATOR": coordinator})
+    with pytest.raises(UserError, match=f"LMTINY_COORDINATOR={coordinator}.*Failed to start RPC server.$"):
+        mesh.start_processes()
+
+
+def test_a_coordinator_that_does_not_answer_is_one_line():
+    """Where jax's own patience ends, it aborts with a stack trace."""
+    with socket.socket() as nobody:
+        nobody.bind(("localhost", 0))  # and does not listen
+        together = TOGETHER | {"LMTINY_COORDINATOR": f"localhost:{nobody.getsockname()[1]}", "LMTINY_PROCESS_ID": "1"}
+        code = "from lmtiny.parallel import mesh; mesh.PATIENCE_S = 0.1; mesh.start_processes()"
+        command, env = [sys.executable, "-c", code], os.environ | together
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("lmtiny: error: process 1 of 2 does not find the others by LMTINY_COORDINATOR=localhost:")
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'")], ids=repr)
+def test_devices_that_are_not_there_are_one_line(error, monkeypatch):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(mesh.jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UserError, match=r"^JAX_PLATFORMS=cuda: jax finds no such device here; unset .*cpu \((Ass|Una)"):
+        mesh.all_devices()

@@ -63,6 +63,18 @@ def test_resume_needs_a_run(runs):
     assert done.stderr == "lmtiny: error: no checkpoint at nowhere: nowhere does not exist; give the folder of a run, such as runs/tiny\n"
 
 
+CONFIG = "--config configs/tiny.py"
+
+
+@pytest.mark.parametrize("words", [f"train {CONFIG}", "chat --checkpoint runs/none", f"plan {CONFIG}"])
+def test_a_kind_of_device_that_jax_does_not_find_is_refused(runs, words):
+    command = [sys.executable, "-m", f"lmtiny.{words.split()[0]}", *words.split()[1:]]
+    env = runs.env(JAX_PLATFORMS="cuda")
+    done = subprocess.run(command, cwd=runs.repository, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("lmtiny: error: JAX_PLATFORMS=cuda: jax finds no such device here; unset it")
+
+
 @pytest.mark.parametrize("module", ["train", "prepare", "chat"])
 def test_help_answers_at_once(runs, module):
     command = [sys.executable, "-X", "importtime", "-m", f"lmtiny.{module}", "--help"]
