@@ -6,7 +6,7 @@ usage() {
   cat <<'TEXT'
 Creates a Cloud TPU VM with lmtiny on it, runs commands on all its workers, shows it, deletes it. Needs gcloud, logged in.
 
-    launch/tpu_vm.sh create --name tiny --type v5litepod-8 --zone us-west4-a --project my-project --spot
+    launch/tpu_vm.sh create --name tiny --type v5e-8 --zone us-west4-a --project my-project --spot
     launch/tpu_vm.sh run    --name tiny --zone us-west4-a --project my-project -- python -m lmtiny.train --config configs/tiny.py
     launch/tpu_vm.sh status --name tiny --zone us-west4-a --project my-project
     launch/tpu_vm.sh delete --name tiny --zone us-west4-a --project my-project
@@ -20,7 +20,7 @@ Creates a Cloud TPU VM with lmtiny on it, runs commands on all its workers, show
   --name NAME        of the TPU VM
   --zone ZONE        of the TPU VM
   --project PROJECT  of Google Cloud
-  --type TYPE        create: the accelerator, v5litepod-8, v5p-32, v6e-8, v4-8, ...
+  --type TYPE        create: the accelerator, v5e-8 (gcloud's v5litepod-8), v5p-32, v6e-8, v4-8, ...: as plan names them
   --version VERSION  create: the TPU software (default: the one for JAX on this TYPE)
   --spot             create: cheaper, and may be taken back at any moment
   --dry-run          prints the gcloud lines, runs nothing
@@ -84,7 +84,7 @@ done
 [ -n "$zone" ] || refuse "$action needs --zone ZONE"
 [ -n "$project" ] || refuse "$action needs --project PROJECT"
 if [ "$action" = create ]; then
-  [ -n "$type" ] || refuse "create needs --type TYPE, for example v5litepod-8"
+  [ -n "$type" ] || refuse "create needs --type TYPE, for example v5e-8"
 elif [ -n "$type$version$spot" ]; then
   refuse "--type, --version and --spot belong to create, not to $action"
 fi
@@ -121,15 +121,15 @@ test -x .venv/bin/python || python3 -m uv venv -q --seed --python 3.12 .venv; .v
 
 case $action in
   create)
-    case $type in
-      v5litepod-*) default='v2-alpha-tpuv5-lite' ;;
-      v5p-*) default='v2-alpha-tpuv5' ;;
-      v6e-*) default='v2-alpha-tpuv6e' ;;
-      v2-* | v3-* | v4-*) default='tpu-ubuntu2204-base' ;;
-      *) default= ;;
-    esac
-    version=${version:-$default}
-    [ -n "$version" ] || refuse "the TPU software for '$type' is not known here: give --version VERSION"
+    known=''
+    while read -r chip accelerator software _; do
+      if [[ $chip = '#' ]]; then continue; fi
+      if [[ $type = "$chip"-* || $type = "$accelerator"-* ]]; then
+        type=$accelerator-${type#*-} version=${version:-$software}
+      fi
+      known+=", $chip-N"
+    done <"$root/lmtiny/planning/slices.txt"
+    [ -n "$version" ] || refuse "the TPU software for '$type' is not known here, but for ${known#, }: give --version VERSION"
     call "${tpu[@]}" create "$name" "${where[@]}" "--accelerator-type=$type" "--version=$version" ${spot:+--spot}
     copy_and_install
     ;;

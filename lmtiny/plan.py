@@ -116,11 +116,13 @@ def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, 
     """Returns (chip, devices in all, slices) of the command line; raises UserError for a chip that is not known."""
     from lmtiny.planning import slices
 
+    if args.device and slices.plain(args.device) in chips.names():
+        args.device = slices.plain(args.device)
     if target is None and args.device and args.device not in chips.names():
         name, _, count = args.device.rpartition("-")
         if (chip := chips.by_name(name)) and chip.backend != "tpu" and count.isdecimal():
             raise UserError(f"--device {args.device}: several of them are --device {name} --devices {count}")
-        if "-" not in args.device and ":" not in args.device:
+        if ("-" not in args.device and ":" not in args.device) or chips.alike(args.device):
             raise no_such_device(args.device)
         target = slices.parse(args.device, args.slices)
     if target is not None:
@@ -148,14 +150,18 @@ def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, 
 
 def no_such_device(name: str) -> UserError:
     known = ", ".join(chips.names())
-    return UserError(f"there is no device {name!r}{nearest(name, chips.names(), f'; there are {known}')}")
+    close = f"; did you mean {chip.name}?" if (chip := chips.alike(name)) else nearest(name, chips.names(), f"; there are {known}")
+    return UserError(f"there is no device {name!r}{close}")
 
 
 def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int:
     """Says for each size of slice whether the config fits, the mesh, and how long a step takes at best; 0 if it fits on one."""
-    chip = chips.by_name(args.survey)
-    if chip is None and args.survey.partition("-")[0] in chips.names():
-        raise UserError(f"--survey takes a chip and tries all its slices: --survey {args.survey.partition('-')[0]}")
+    from lmtiny.planning import slices
+
+    name = slices.plain(args.survey)
+    chip = chips.by_name(name)
+    if chip is None and name.partition("-")[0] in chips.names():
+        raise UserError(f"--survey takes a chip and tries all its slices: --survey {name.partition('-')[0]}")
     if chip is None:
         raise no_such_device(args.survey)
     if chip.name == "cpu":

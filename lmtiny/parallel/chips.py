@@ -67,6 +67,16 @@ def by_name(name: str, num_devices: int = 1) -> Chip | None:
     return cpu(num_devices) if name == "cpu" else next((chip for chip in CHIPS if chip.name == name), None)
 
 
+def alike(name: str) -> Chip | None:
+    """Returns the chip that somebody may mean who spells it otherwise ("RTX-4090", "NVIDIA H100 80GB HBM3"), or None."""
+    letters = _letters(name)
+    return next((chip for chip in CHIPS if _letters(chip.name) == letters), None) or by_kind(name)
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
 def by_kind(device_kind: str) -> Chip | None:
     """Returns the chip that jax calls `device_kind`, or None for one that is not in the table."""
     kind = device_kind.lower()

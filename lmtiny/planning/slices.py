@@ -1,19 +1,25 @@
-"""Names of TPU slices: "v5e-16", "v5e:4x4" and "v5e:4x4*2" (two slices) -> what libtpu calls them.
+"""Names of TPU slices: "v5e-16", "v5litepod-16", "v5e:4x4" and "v5e:4x4*2" (two slices) -> what libtpu calls them.
 
-v5e and v6e are counted in chips; v4 and v5p in TensorCores, two a chip: a v5p-16 is 8 chips (cloud.google.com/tpu/docs).
+v5e and v6e are counted in chips; v4 and v5p in TensorCores, two a chip: a v5p-16 is 8 chips.  `slices.txt` has them all.
 """
 
 import dataclasses
 import difflib
 import math
+import pathlib
 import re
 from typing import Any
 
 from lmtiny.errors import UserError
 
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")  # the usual form of each size
-_FORMS = {"v5e": (_FLAT, 1, "v5litepod"), "v6e": (_FLAT, 1, "v6e"), "v5p": (_DEEP, 2, "v5p"), "v4": (_DEEP, 2, "v4")}
+# chip -> (forms, what is counted of each chip, gcloud's name of it)
+_FORMS = {
+    chip: (forms, int(cores), prefix)
+    for line in (pathlib.Path(__file__).parent / "slices.txt").read_text().splitlines()
+    if not line.startswith("#")
+    for chip, prefix, _, cores, *forms in [line.split()]
+    if forms
+}
 
 
 def _size(form: str) -> int:
@@ -60,13 +66,21 @@ class Slice:
         return {"platform": "tpu", "topology_name": f"{self.chip}:{self.form}", **more}
 
 
+def plain(text: str) -> str:
+    """Returns a name of a chip or a slice as this project writes it: v5e-16 for gcloud's v5litepod-16."""
+    name = text.lower().strip()
+    for chip, (_, _, prefix) in _FORMS.items():
+        name = re.sub(rf"^{prefix}(?=-|:|\*|$)", chip, name)
+    return name
+
+
 def parse(text: str, num_slices: int = 0) -> Slice:
     """Returns the slice of a name; `num_slices`, where not 0, counts the slices.
 
     Raises:
       UserError: no such slice; the line names the nearest one.
     """
-    name, star, count = text.lower().strip().partition("*")
+    name, star, count = plain(text).partition("*")
     if star and (not count.isdecimal() or int(count) < 1):
         raise UserError(f"{text!r}: after the * stands the number of slices, as in v5e:4x4*2")
     number = num_slices or int(count or 1)

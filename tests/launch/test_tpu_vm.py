@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 
+from lmtiny.planning import slices
+
 SCRIPT = pathlib.Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
 WHERE = ["--name", "tiny", "--zone", "us-west4-a", "--project", "mine"]
 GCLOUD = "gcloud compute tpus tpu-vm"
@@ -29,6 +31,7 @@ def dry(*arguments: str) -> list[list[str]]:
     ("extra", "flags"),
     [
         (["--type", "v5litepod-8", "--spot"], "--accelerator-type=v5litepod-8 --version=v2-alpha-tpuv5-lite --spot"),
+        (["--type", "v5e-16"], "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite"),
         (["--type=v5p-32"], "--accelerator-type=v5p-32 --version=v2-alpha-tpuv5"),
         (["--type", "v6e-8"], "--accelerator-type=v6e-8 --version=v2-alpha-tpuv6e"),
         (["--type", "v4-8"], "--accelerator-type=v4-8 --version=tpu-ubuntu2204-base"),
@@ -42,6 +45,15 @@ def test_create_copies_and_installs(extra: list[str], flags: str) -> None:
     assert install[:-1] == f"{GCLOUD} ssh tiny --zone=us-west4-a --project=mine --worker=all".split()
     assert install[-1].startswith("--command=set -e; mkdir -p lmtiny;") and install[-1].endswith("pip install -q -e '.[tpu]'")
     assert dry("copy", *WHERE, "--dry-run") == [copy, install]
+
+
+@pytest.mark.parametrize("name", ["v5e-256", "v6e-4", "v5p-8", "v4-16"])
+def test_a_slice_has_the_names_that_plan_and_gcloud_have_for_it(name: str) -> None:
+    planned = slices.parse(name)
+    assert slices.parse(planned.accelerator_type) == planned
+    for spelled in (name, planned.accelerator_type):
+        create, *_ = dry("create", *WHERE, "--type", spelled, "--dry-run")
+        assert f"--accelerator-type={planned.accelerator_type}" in create
 
 
 def test_status_and_delete() -> None:
@@ -89,7 +101,7 @@ def test_a_failing_gcloud_ends_create_with_its_code(tmp_path: pathlib.Path) -> N
         ([], "say what to do: create, copy, run, status or delete"),
         (["cretae"], "there is no 'cretae'; create, copy, run, status and delete are known"),
         (["create", *WHERE], "create needs --type TYPE"),
-        (["create", *WHERE, "--type", "v9-8"], "the TPU software for 'v9-8' is not known here: give --version VERSION"),
+        (["create", *WHERE, "--type", "v9-8"], "the TPU software for 'v9-8' is not known here, but for v5e-N, v6e-N,"),
         (["status", *WHERE[2:]], "status needs --name NAME"),
         (["status", *WHERE[:2], *WHERE[4:]], "status needs --zone ZONE"),
         (["delete", *WHERE[:4]], "delete needs --project PROJECT"),

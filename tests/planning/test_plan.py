@@ -104,6 +104,9 @@ def plan_needs(folder, *arguments):
     [
         (("--device", "v5"), "there is no device 'v5'; did you mean v5"),
         (("--device", "v5e-9"), "the nearest is v5e-8"),
+        (("--device", "RTX-4090"), "there is no device 'RTX-4090'; did you mean rtx4090?"),
+        (("--survey", "NVIDIA H100 80GB HBM3"), "did you mean h100?"),
+        (("--survey", "v5litepod-16"), "--survey v5e"),
         (("--device", "h100-8"), "--device h100 --devices 8"),
         (("--device", "v5e-8", "--mesh", "fsdp=4,data=3"), "makes 12 devices, but there are 8"),
         (("--device", "v5e-8", "--devices", "4"), "has 8 devices, not 4"),

@@ -10,6 +10,7 @@ from lmtiny.planning import slices
         ("v5e-8", "v5e", "2x4", 8, "v5litepod-8"), ("v5e-256", "v5e", "16x16", 256, "v5litepod-256"), ("v6e-8", "v6e", "2x4", 8, "v6e-8"),
         ("v5p-8", "v5p", "2x2x1", 4, "v5p-8"), ("v5p-16", "v5p", "2x2x2", 8, "v5p-16"), ("v5p-32", "v5p", "2x2x4", 16, "v5p-32"),
         ("v4-16", "v4", "2x2x2", 8, "v4-16"), ("v5e:4x4", "v5e", "4x4", 16, "v5litepod-16"), ("V5E:4x2", "v5e", "4x2", 8, "v5litepod-8"),
+        ("v5litepod-16", "v5e", "4x4", 16, "v5litepod-16"), ("v5litepod:2x4", "v5e", "2x4", 8, "v5litepod-8"),
     ],
 )  # fmt: skip
 def test_names_stand_for_forms(text, chip, form, chips, accelerator):
@@ -25,7 +26,8 @@ def test_several_slices():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("v5e-12", "nearest is v5e-8"), ("v5p-4", "nearest is v5p-8"), ("v5e:3x5", "did you mean v5e:4x4"), ("v7e-8", "did you mean v.e-8"),
+    [("v5e-12", "nearest is v5e-8"), ("v5p-4", "nearest is v5p-8"), ("v5litepod-12", "nearest is v5e-8"),
+     ("v5e:3x5", "did you mean v5e:4x4"), ("v7e-8", "did you mean v.e-8"),
      ("v5e:2x2x2", "did you mean"), ("h100", "there are, for example"), ("v5e-8*x", "number of slices")],
 )  # fmt: skip
 def test_wrong_names_are_refused_with_the_nearest(text, message):
