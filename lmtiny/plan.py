@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from lmtiny import command_line, console, files
 from lmtiny.config import MESH_AXES
 from lmtiny.errors import UserError
-from lmtiny.knobs import DEVICES, within
+from lmtiny.knobs import within
 from lmtiny.parallel import chips, host
 from lmtiny.parallel.chips import GIB, Chip
 from lmtiny.values import nearest
@@ -41,12 +41,13 @@ if TYPE_CHECKING:
     from lmtiny.planning.traffic import Line
 
 DOES_NOT_FIT = 3  # exit status: not that of a wrong command, so that a script can tell
+MOST_DEVICES = 16_384  # larger than any slice; what they are tried on is listed one by one
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(chips.names())
     parser.add_argument("--device", metavar="CHIP", help=f"{known}, or a TPU slice such as v5e-16 (default: this machine's)")
-    count = command_line.number(int, within(1, DEVICES))
+    count = command_line.number(int, within(1, MOST_DEVICES))
     parser.add_argument("--devices", metavar="N", type=count, help="how many (default: all of the slice or of this machine)")
     parser.add_argument("--mesh", metavar="AXIS=N,...", help="as in --mesh data=2,fsdp=4; in place of the config's parallel.*")
     parser.add_argument("--compile", metavar="SLICE", help="compile for a TPU slice, such as v5e-16, v5e:4x4, v5e:4x4*2 (two slices)")
@@ -61,8 +62,8 @@ def main() -> int:
 
     host.leave_out_missing_tpu()
     args.slices, args.devices = args.slices or 0, args.devices or 0
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):  # said before minutes of compiling, not after
-        raise UserError(f"--json: {args.json} is " + ("a folder; name a file" if args.json.is_dir() else "in a folder that is not there"))
+    if args.json:
+        refuse_to_write(args.json)  # before minutes of compiling, not after
     if args.survey:
         return survey(config, args)
     target: Slice | None = None
@@ -72,6 +73,7 @@ def main() -> int:
         target = slices.parse(args.compile, args.slices)
         tpu_compiler.prepare(target)
     chip, num_devices, num_slices = devices_of(args, target)
+    chip = chips.for_jax(chip)
 
     from lmtiny import config as config_lib
     from lmtiny.planning import fit, meshes, shapes, traffic
@@ -103,13 +105,25 @@ def main() -> int:
         report["advice"] = say_advice(config, shape, chip)
     if target:
         console.say(f"\ncompiling for {target.name} ...")
-        compiled, _ = tpu_compiler.compile_train_step(config, target)
+        with tpu_compiler.told_meanwhile(f"compiling {config.name} for {target.name}"):
+            compiled, _ = tpu_compiler.compile_train_step(config, target)
         report["compiled"] = dataclasses.asdict(compiled)
         say_compiled(compiled, needs, lines)
         fits = compiled.fits
     if args.json:
         write_json(args.json, report)
     return 0 if fits else DOES_NOT_FIT
+
+
+def refuse_to_write(path: pathlib.Path) -> None:
+    """Raises UserError where --json cannot be written, as far as that can be told."""
+    try:
+        if path.is_dir():
+            raise UserError(f"--json: {path} is a folder; name a file")
+        if not path.parent.is_dir():
+            raise UserError(f"--json: {path} is in a folder that is not there")
+    except OSError as error:  # a name that is too long
+        raise UserError(f"--json: {str(path)[:80]} cannot be written: {error.strerror or error}") from error
 
 
 def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, int, int]:
@@ -166,6 +180,7 @@ def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int
         raise no_such_device(args.survey)
     if chip.name == "cpu":
         raise UserError("--survey counts accelerators; what this machine holds says --device cpu")
+    chip = chips.for_jax(chip)
     from lmtiny.planning import meshes, traffic
 
     if args.device or args.compile or args.mesh or args.devices or args.slices or not meshes.is_default(config):
@@ -181,7 +196,7 @@ def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int
         times = [console.duration(time) for time in (bounds.at_best, bounds.at_best * config.train.num_steps)] if bounds else ["", ""]
         rows.append((one.name, meshes.name(one.mesh), one.accumulation, gib(one.needed), "yes" if one.fits else "no", *times))
         report.append({"name": one.name, "mesh": one.mesh, "accumulation": one.accumulation, "needed": one.needed, "fits": one.fits})
-    console.say(f"{config.name} on {chip.name}, {gib(chip.memory)} GiB each; by formula, 5% of the memory kept free\n")
+    console.say(f"{config.name} on {chip.name}, {gib(chip.memory)} GiB each{whose(chip)}; by formula, 5% of the memory kept free\n")
     heads = ("devices", "mesh", "accumulation", "GiB on each", "fits", "a step at best", "all steps at best")
     console.say(console.table(heads, rows))
     if args.json:
@@ -191,7 +206,10 @@ def survey(config: "ml_collections.ConfigDict", args: argparse.Namespace) -> int
 
 
 def write_json(path: pathlib.Path, report: dict[str, Any]) -> None:
-    files.write_aside(path, json.dumps(report, indent=1) + "\n")
+    try:
+        files.write_aside(path, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written: {error.strerror or error}") from error
     console.say(f"\nwritten: {path}")
 
 
@@ -205,6 +223,7 @@ def say_parameters(config: "ml_collections.ConfigDict") -> dict[str, int]:
 
 
 def say_memory(config: "ml_collections.ConfigDict", needs: "Memory", chip: Chip, attention: str) -> None:
+    from lmtiny.planning import fit
     from lmtiny.planning.memory import cache_bytes
 
     rows = [(name, gib(count)) for name, count in needs.parts.items()]
@@ -214,9 +233,20 @@ def say_memory(config: "ml_collections.ConfigDict", needs: "Memory", chip: Chip,
     console.say(f"a chat of {context:,} tokens keeps {cache_bytes(config) / GIB:.3f} GiB of keys and values")
     if chip.memory:
         share = needs.needed / chip.memory
-        fits = "it fits" if share <= 1 else "IT DOES NOT FIT"
+        fits = "it fits" if share <= 1 else f"IT DOES NOT FIT: {fit.sizes_text(needs.needed, chip)}"
         formula = "by formula" if chip.backend == "tpu" else "by a formula fitted to TPUs"
-        console.say(f"{fits}: {share:.0%} of the memory, {formula} (model.remat={config.model.remat}, attention {attention})")
+        if chip.backend == "cpu":
+            formula += ", and raised to what XLA for CPUs takes"
+        console.say(f"{fits}: {share:.0%} of the memory{whose(chip)}, {formula} (model.remat={config.model.remat}, attention {attention})")
+
+
+def whose(chip: Chip) -> str:
+    """Returns which part of the device's memory is meant, where it is not all of it."""
+    published = chips.by_name(chip.name)
+    if chip.backend == "gpu" and published:
+        share = chip.memory / published.memory
+        return f" that jax takes ({share:.0%} of {gib(published.memory)} GiB: {chips.FRACTION})"
+    return " that is free now" if chip.backend == "cpu" else ""
 
 
 def say_traffic(lines: "list[Line]") -> None:

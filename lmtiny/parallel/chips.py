@@ -6,8 +6,12 @@ A link figure is what one chip can send in one direction over all its links toge
 
 import dataclasses
 import os
+import pathlib
+
+from lmtiny.errors import UserError
 
 GIB = 2**30
+FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,24 @@ def by_name(name: str, num_devices: int = 1) -> Chip | None:
     return cpu(num_devices) if name == "cpu" else next((chip for chip in CHIPS if chip.name == name), None)
 
 
+def for_jax(chip: Chip) -> Chip:
+    """Returns the chip with the memory that jax takes of it: of a GPU three quarters, or what FRACTION says.
+
+    Raises:
+      UserError: FRACTION is no number above 0 and at most 1.
+    """
+    if chip.backend != "gpu" or os.environ.get("XLA_PYTHON_CLIENT_ALLOCATOR", "").lower() == "platform":
+        return chip
+    asked = os.environ.get("XLA_CLIENT_MEM_FRACTION") or os.environ.get(FRACTION) or "0.75"
+    try:
+        share = float(asked)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"{FRACTION}={asked} should be the share of a GPU's memory that jax takes, above 0 and at most 1")
+    return dataclasses.replace(chip, memory=int(share * chip.memory))
+
+
 def alike(name: str) -> Chip | None:
     """Returns the chip that somebody may mean who spells it otherwise ("RTX-4090", "NVIDIA H100 80GB HBM3"), or None."""
     letters = _letters(name)
@@ -84,9 +106,26 @@ def by_kind(device_kind: str) -> Chip | None:
 
 
 def cpu(num_devices: int = 1) -> Chip:
-    """Returns this machine as `num_devices` equal devices: its memory is known, its speed is not."""
+    """Returns this machine as `num_devices` equal devices: the memory that is free is known, its speed is not."""
+    return Chip("cpu", ("cpu",), 0.0, _free_memory() // num_devices, 0.0, 0.0, 1, 0.0)
+
+
+def _free_memory() -> int:
+    """Returns the bytes that programs may still take, or 0 where the system does not tell; a container has a limit of its own."""
     try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (ValueError, OSError, AttributeError):  # not a Unix
-        memory = 0
-    return Chip("cpu", ("cpu",), 0.0, memory // num_devices, 0.0, 0.0, 1, 0.0)
+        return 0
+    for path, field in (("/proc/meminfo", 1), *((f"/sys/fs/cgroup/{name}", 0) for name in _LIMITS)):
+        try:
+            lines = [line.split() for line in pathlib.Path(path).read_text().splitlines()]
+        except OSError:
+            continue
+        if field:
+            found += [1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"]
+        else:
+            found += [int(word) for words in lines for word in words if word.isdecimal()]
+    return min(found)
+
+
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of version 2 and 1, as a container sees its own

@@ -14,6 +14,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 _EMULATED = "--xla_force_host_platform_device_count="
 _PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds="
 
+_kept = False  # whether malloc was told to keep what is freed
+
 
 def leave_out_missing_tpu() -> None:
     """Tells jax not to look for a TPU where there is none; call before anything asks jax for devices.
@@ -35,11 +37,23 @@ def keep_freed_memory() -> None:
     the system clears them at each step: a fifth to a third of the time of a step (docs/performance.md).  The price is memory:
     up to twice as much stays taken.  Nothing is done where there is an accelerator, no glibc, or settings of one's own for it.
     """
+    global _kept
     own = any(name.startswith("MALLOC_") or name in ("GLIBC_TUNABLES", "LD_PRELOAD") for name in os.environ)
     if own or _present(*_TPU_FILES, *_NVIDIA_FILES, *_AMD_FILES) or platform.libc_ver()[0] != "glibc":
         return
+    _kept = True
+    _tell_malloc((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
+
+
+def give_freed_memory_back() -> None:
+    """Undoes `keep_freed_memory`, where there is too little memory to take twice as much."""
+    if _kept:
+        _tell_malloc((_M_MMAP_MAX, 65536), (_M_TRIM_THRESHOLD, 2**17))  # as glibc has them
+
+
+def _tell_malloc(*settings: tuple[int, int]) -> None:
     mallopt = ctypes.CDLL(None).mallopt
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1)):
+    for option, value in settings:
         mallopt(option, value)
 
 

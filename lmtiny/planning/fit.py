@@ -14,6 +14,7 @@ import ml_collections
 from lmtiny import config as config_lib
 from lmtiny import console
 from lmtiny.errors import UserError
+from lmtiny.parallel import host
 from lmtiny.parallel.chips import GIB, Chip
 from lmtiny.planning.memory import memory_on
 from lmtiny.planning.meshes import divisors
@@ -49,6 +50,8 @@ class Advice:
 def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: Chip | None) -> None:
     """Raises UserError for a train step or a validation row that clearly needs more memory than the device has; warns where a step may.
 
+    Where a CPU's memory has no room for a step's twice, malloc keeps none of it between steps.
+
     Args:
       shape: mesh axis -> devices (`config.mesh_shape`).
       chip: the device; None, or one whose memory is not known: nothing is refused.
@@ -56,16 +59,22 @@ def refuse_if_too_large(config: ml_collections.ConfigDict, shape: Shape, chip: C
     if chip is None or not chip.memory:
         return
     refuse_rows_too_long(config, shape, chip)
-    needed = memory_on(chip, config, shape).needed
-    if needed <= WARNED_ABOVE * chip.memory:
+    needs = memory_on(chip, config, shape)
+    if chip.backend == "cpu" and needs.needed + needs.temporaries > chip.memory:
+        host.give_freed_memory_back()  # slower, but what malloc keeps of one step is in the way of the next
+    if (needed := needs.needed) <= WARNED_ABOVE * chip.memory:
         return
-    sizes_text = f"about {needed / GIB:,.1f} GiB on each device, which has {chip.memory / GIB:,.1f}"
-    if needed <= REFUSED_ABOVE * chip.memory:
-        console.warn(f"a train step needs {sizes_text}; it may not fit")
+    if needed <= (REFUSED_ABOVE if chip.backend != "cpu" else 1.0) * chip.memory:  # a machine that runs out takes others along
+        console.warn(f"{sizes_text(needed, chip)}; it may not fit")
         return
     first = next(advice(config, shape, chip), None)
     remedy = f"try {first.text} (about {first.needed / GIB:,.1f} GiB)" if first else "take more devices, shorter rows or a smaller model"
-    raise UserError(f"a train step needs {sizes_text}; {remedy}; python -m lmtiny.plan shows what takes the memory")
+    raise UserError(f"{sizes_text(needed, chip)}; {remedy}; python -m lmtiny.plan shows what takes the memory")
+
+
+def sizes_text(needed: float, chip: Chip) -> str:
+    """Returns in words what a step needs and what there is, in bytes of one device."""
+    return f"a train step needs about {needed / GIB:,.1f} GiB on each device, which has {chip.memory / GIB:,.1f}"
 
 
 def refuse_rows_too_long(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> None:
@@ -89,7 +98,8 @@ def refuse_rows_too_long(config: ml_collections.ConfigDict, shape: Shape, chip: 
 
 
 def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Iterator[Advice]:
-    """Yields what would make the step fit: each knob that does so alone, or else the first ones together, or else a smaller batch.
+    """Yields what would make the step fit: each knob that does so alone, or else the first ones together, or else another mesh
+    and more microbatches, or else a smaller batch.
 
     Nothing where no knob can help: each try traces the step.
     """
@@ -114,14 +124,31 @@ def advice(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Itera
             yield found
             return
         together = possible[-1].overrides if possible else together
+    if found := _other_mesh(config, shape, chip):
+        yield found
+        return
     if found := fits_with({}, "train.batch_size", _smaller_batches(config, shape))[0]:
         yield found
 
 
 def _floor(config: ml_collections.ConfigDict, shape: Shape) -> float:
-    """Returns bytes that each device needs whatever is changed: its part of the weights, and one row between blocks."""
-    z = sizes(config, shape)
-    return 4 * config_lib.matrix_parameters(config) / math.prod(shape.values()) + z.L * z.S * z.D * z.c
+    """Returns bytes that each device needs whatever is changed: its part of the weights; alone, also one row between blocks."""
+    num_devices, z = math.prod(shape.values()), sizes(config, shape)
+    rows = z.L * z.S * z.D * z.c if num_devices == 1 else 0
+    return 4 * config_lib.matrix_parameters(config) / num_devices + rows
+
+
+def _other_mesh(config: ml_collections.ConfigDict, shape: Shape, chip: Chip) -> Advice | None:
+    """Returns the mesh and the microbatches of `survey` where they fit, with as many copies as now, or more: slices are copies."""
+    from lmtiny.planning import survey
+
+    num_devices = math.prod(shape.values())
+    option = survey.option(config, chip, "", num_devices) if num_devices > 1 else None
+    if option is None or not option.fits or option.mesh.get("data", 1) % shape["data"]:
+        return None
+    mesh = {axis: option.mesh.get(axis, 1) for axis in config_lib.MESH_AXES}
+    asked = {f"parallel.{axis}": count for axis, count in mesh.items() if axis != "data" and max(count, shape[axis]) > 1}
+    return Advice({**asked, "train.accumulation": option.accumulation}, option.config, mesh, chip)
 
 
 def _possible(

@@ -22,6 +22,7 @@ AT_ONCE = 0.42  # of what a block keeps for its own backward pass, how much XLA 
 ALONE = 0.395  # of what jax keeps of unrolled layers, how much XLA does where one TPU takes a step alone; the rest it makes again
 WRITTEN_OUT = 0.04  # of a device's memory: a chunk's logits' gradient that takes less is written out, else made twice, where it is read
 MOVED_OUT = 0.75  # of the tables' gradients: how much XLA adds up whole over microbatches, to scatter it once a step
+ON_CPU = 1.4  # what XLA for CPUs sets aside for temporaries over the formula's: 0.9 to 1.42 in seven steps (docs/planning.md)
 LANES, SUBLANES = 128, 8  # a TPU lays the two innermost dimensions out in tiles of 8 x 128
 
 SizeOf = Callable[[tuple[int, ...], int], int]  # (shape, bytes of an element) -> bytes
@@ -75,8 +76,17 @@ def memory(config: ml_collections.ConfigDict, shape: Shape, *, tiled: bool = Tru
 
 
 def memory_on(chip: Chip, config: ml_collections.ConfigDict, shape: Shape) -> Memory:
-    """Returns what a train step keeps in the memory of one such chip: TPUs, which have links of their own, pad to tiles."""
-    return memory(config, shape, tiled=chip.links > 1, available=chip.memory)
+    """Returns what a train step keeps in the memory of one such chip: TPUs, which have links of their own, pad to tiles.
+
+    XLA for CPUs undoes remat where layers are unrolled, and takes more for temporaries.
+    """
+    if chip.backend != "cpu":
+        return memory(config, shape, tiled=chip.links > 1, available=chip.memory)
+    if not config.model.scan_layers:
+        config = copy.deepcopy(config)
+        config.model.remat = "none"
+    found = memory(config, shape, tiled=False, available=chip.memory)
+    return Memory({**found.parts, "more on a CPU": (ON_CPU - 1) * found.temporaries})
 
 
 def cache_bytes(config: ml_collections.ConfigDict, num_rows: int = 1, num_slots: int = 0) -> int:

@@ -20,7 +20,7 @@ def parse(text: str) -> dict[str, int]:
             raise UserError(f"--mesh: there is no mesh axis {name!r}{close}")
         if name in shape:
             raise UserError(f"--mesh: {name} is given twice")
-        if not equals or not count.isdecimal() or int(count) < 1:
+        if not equals or not count.isdecimal() or len(count) > 9 or int(count) < 1:
             raise UserError(f"--mesh: {part!r} should read {name}=NUMBER, as in --mesh data=2,fsdp=4")
         shape[name] = int(count)
     return shape

@@ -80,6 +80,8 @@ def parse(text: str, num_slices: int = 0) -> Slice:
     Raises:
       UserError: no such slice; the line names the nearest one.
     """
+    if len(text) > 40:  # no name is that long, and digits without end take time to read
+        raise UserError(f"there is no TPU slice {text[:40] + '...'!r}")
     name, star, count = plain(text).partition("*")
     if star and (not count.isdecimal() or int(count) < 1):
         raise UserError(f"{text!r}: after the * stands the number of slices, as in v5e:4x4*2")

@@ -48,11 +48,11 @@ def survey(config: ml_collections.ConfigDict, chip: chips.Chip) -> Iterator[Opti
     """
     named = {name: slices.parse(name).num_chips for name, (kind, _) in slices.NAMED.items() if kind == chip.name}
     for name, count in (named or {f"{chip.name} x {number}": number for number in COUNTS}).items():
-        if found := _option(config, chip, name, count):
+        if found := option(config, chip, name, count):
             yield found
 
 
-def _option(config: ml_collections.ConfigDict, chip: chips.Chip, name: str, num_devices: int) -> Option | None:
+def option(config: ml_collections.ConfigDict, chip: chips.Chip, name: str, num_devices: int) -> Option | None:
     """Returns the first that fits: without tensor parallelism if it can be, then with as few microbatches as can be.
 
     Where none fits, the one of the most microbatches, for the least tensor parallelism there is.

@@ -3,15 +3,19 @@
 Needs the extra `tpu` (`pip install -e ".[tpu]"`), no TPU.  `prepare` must run before jax is imported.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from lmtiny import console
 from lmtiny.errors import UserError
 from lmtiny.planning import hlo
 from lmtiny.planning.slices import Slice
@@ -77,6 +81,24 @@ def devices(target: Slice) -> list[Any]:
     from jax.experimental import topologies
 
     return list(topologies.get_topology_desc(**target.topology).devices)
+
+
+@contextlib.contextmanager
+def told_meanwhile(what: str, every_s: float = 10.0) -> Iterator[None]:
+    """Says what the block is at, and for how long, until it ends: compiled code does not return to Python meanwhile."""
+    started, done = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not done.wait(every_s):
+            console.say(f"{what}: {console.duration(time.monotonic() - started)} so far")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def compile_train_step(config: "ml_collections.ConfigDict", target: Slice, options: dict[str, str] | None = None) -> tuple[Compiled, Any]:

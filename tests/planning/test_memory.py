@@ -1,7 +1,10 @@
 """The formula for memory against what jax itself holds, and the advice that follows from it."""
 
+import dataclasses
 import math
+import os
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -12,7 +15,7 @@ from lmtiny.errors import UserError
 from lmtiny.model import size
 from lmtiny.parallel import chips
 from lmtiny.parallel import mesh as mesh_lib
-from lmtiny.planning import fit, memory, meshes, roofline, shapes, slices, traffic
+from lmtiny.planning import fit, memory, meshes, roofline, shapes, slices, survey, traffic
 from lmtiny.training.optimizer import make_optimizer
 from lmtiny.training.state import abstract_state
 
@@ -157,6 +160,80 @@ def test_a_step_that_is_clearly_too_large_is_refused_with_a_remedy_that_works(ca
     for one in fit.advice(config, ONE, chip_of(needed / 3)):
         changed = small_config(**{"model.remat": "none", **one.overrides})
         assert memory.memory(changed, ONE).needed <= needed / 3
+
+
+def test_a_cpu_takes_more_and_undoes_remat_of_unrolled_layers():
+    cpu, unrolled = chips.cpu(), {"model.scan_layers": False}
+    plain = memory.memory(small_config(**unrolled, **{"model.remat": "none"}), ONE, tiled=False, available=cpu.memory)
+    found = memory.memory_on(cpu, small_config(**unrolled), ONE)
+    assert found.needed == pytest.approx(plain.arguments + memory.ON_CPU * plain.temporaries)
+    scanned = memory.memory(small_config(), ONE, tiled=False, available=cpu.memory)
+    assert memory.memory_on(cpu, small_config(), ONE).temporaries == pytest.approx(memory.ON_CPU * scanned.temporaries)
+
+
+def test_a_cpu_that_would_run_out_is_refused_and_one_without_room_for_two_keeps_nothing(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(fit.host, "give_freed_memory_back", lambda: given_back.append(True))
+
+    def with_room(share):
+        needs = memory.memory_on(chips.cpu(), config, ONE)
+        room = dataclasses.replace(chips.cpu(), memory=int(needs.needed * share))
+        fit.refuse_if_too_large(config, ONE, room)
+        return len(given_back)
+
+    config = small_config(**{"train.loss_chunk": 64})
+    assert with_room(2.0) == 0 and with_room(1.2) == 1
+    with pytest.raises(UserError, match="a train step needs about .* GiB on each device, which has"):
+        with_room(0.99)
+
+
+def test_a_containers_limit_is_the_memory_of_a_cpu(monkeypatch):
+    own = chips.cpu().memory
+    assert 0 < own <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    4096 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}
+    monkeypatch.setattr(chips.pathlib.Path, "read_text", lambda path: files.get(str(path), ""))
+    assert chips.cpu(2).memory == 2048 * 1024
+    files["/sys/fs/cgroup/memory.max"] = "1000000\n"
+    assert chips.cpu().memory == 1_000_000
+
+
+@pytest.mark.parametrize(("asked", "share"), [({}, 0.75), ({chips.FRACTION: ".5"}, 0.5), ({"XLA_CLIENT_MEM_FRACTION": "0.9"}, 0.9),
+                                              ({"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}, 1.0)])  # fmt: skip
+def test_a_gpu_has_what_jax_takes_of_it(asked, share, monkeypatch):
+    for name in (chips.FRACTION, "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_ALLOCATOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    gpu, tpu = chips.by_name("h100"), chips.by_name("v5e")
+    assert chips.for_jax(gpu).memory == int(gpu.memory * share) and chips.for_jax(tpu) == tpu
+
+
+@pytest.mark.parametrize("value", ["much", "0", "nan", "1.5"])
+def test_a_share_that_is_none_is_refused(value, monkeypatch):
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    monkeypatch.setenv(chips.FRACTION, value)
+    with pytest.raises(UserError, match=f"MEM_FRACTION={value} should be the share"):
+        chips.for_jax(chips.by_name("h100"))
+
+
+def test_another_mesh_is_advised_before_a_smaller_batch(monkeypatch):
+    def memory_on(chip, config, shape):
+        fits = shape["tensor"] == 2 and config.train.accumulation >= 4
+        return types.SimpleNamespace(needed=0.0 if fits or config.train.batch_size < 128 else math.inf)
+
+    for room in (fit, survey):
+        monkeypatch.setattr(room, "memory_on", memory_on)
+    config = meshes.with_mesh(small_config(**{"train.batch_size": 128}), {"fsdp": 16})
+    (found,) = fit.advice(config, ONE | {"fsdp": 16}, chip_of(2**30))
+    assert found.overrides == {"parallel.fsdp": 8, "parallel.tensor": 2, "train.accumulation": 4}
+
+
+@pytest.mark.exhaustive
+def test_qwen_of_seven_billion_is_led_to_what_fits_a_v5e_16():
+    config = config_lib.load(str(CONFIGS / "qwen2_5_7b.py"))
+    config = meshes.with_mesh(config, meshes.suggest(config, 16))
+    (found,) = fit.advice(config, config_lib.mesh_shape(config, 16), chips.by_name("v5e"))
+    assert found.overrides == {"parallel.fsdp": 8, "parallel.tensor": 2, "train.accumulation": 8} and found.fits
 
 
 def test_advice_is_the_first_value_that_fits():

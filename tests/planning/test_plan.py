@@ -71,7 +71,7 @@ def test_a_survey_takes_the_fewest_microbatches_that_fit(tmp_path):
 
 
 def option(name, chip, slice_name, num_devices):
-    return survey_lib._option(config_lib.load(str(ROOT / "configs" / f"{name}.py")), chips.by_name(chip), slice_name, num_devices)
+    return survey_lib.option(config_lib.load(str(ROOT / "configs" / f"{name}.py")), chips.by_name(chip), slice_name, num_devices)
 
 
 def test_a_survey_splits_heads_only_where_nothing_else_fits():
@@ -90,7 +90,7 @@ def test_a_survey_takes_the_fewest_microbatches(fitting, chosen, monkeypatch):
 
     monkeypatch.setattr(survey_lib, "memory_on", memory_on)
     config = config_lib.load(str(ROOT / "configs" / "tiny.py"))  # of 8 rows
-    found = survey_lib._option(config, chips.by_name("v5e"), "v5e-1", 1)
+    found = survey_lib.option(config, chips.by_name("v5e"), "v5e-1", 1)
     assert found.accumulation == chosen and found.fits == bool(fitting)
 
 
@@ -112,7 +112,12 @@ def plan_needs(folder, *arguments):
         (("--device", "v5e-8", "--devices", "4"), "has 8 devices, not 4"),
         (("--compile", "v5e-8", "--device", "v5e"), "leave --device out"),
         (("--device", "v5e-8", "--mesh", "fsdp=4,fsdp=2"), "fsdp is given twice"),
-        (("--device", "v5e", "--devices", "0"), "argument --devices: 0 must lie within 1 and 1,048,576"),
+        (("--device", "v5e", "--devices", "0"), "argument --devices: 0 must lie within 1 and 16,384"),
+        (("--device", "v5e", "--devices", "10000000000"), "must lie within 1 and 16,384"),
+        (("--device", "v5e-8", "--slices", "10000000000"), "must lie within 1 and 16,384"),
+        (("--device", "v5e-8", "--mesh", f"fsdp={'9' * 200}"), "should read fsdp=NUMBER"),
+        (("--device", f"v5e-{'9' * 200}"), "there is no TPU slice"),
+        (("--device", "v5e-8", "--json", "x" * 5000), "--json"),
         (("--device", "v5e-8", "--mesh", "context=2", "--config.model.attention=splash"), "has no ring"),
         (("--device", "v5e-8", "--json", "."), "is a folder; name a file"),
         (("--device", "v5e-8", "--json", "nowhere/plan.json"), "in a folder that is not there"),
@@ -122,11 +127,18 @@ def plan_needs(folder, *arguments):
         (("--survey", "v5"), "there is no device 'v5'; did you mean v5"),
         (("--survey", "v5e", "--mesh", "fsdp=4"), "chooses devices and meshes by itself"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:80],
 )
 def test_mistakes_are_refused_in_one_line(arguments, message):
     done = plan(*TINY, *arguments)
     assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_compiling_says_how_long_it_takes(capsys):
+    with tpu_compiler.told_meanwhile("compiling", every_s=0.001):
+        while "compiling: " not in (said := capsys.readouterr().out):
+            pass
+    assert said.splitlines()[0].endswith(" ms so far")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
