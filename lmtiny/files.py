@@ -10,15 +10,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
+from lmtiny.errors import UserError
+
 if TYPE_CHECKING:
     import numpy as np
 
 _ASIDE = re.compile(r"\.aside-\d+-[0-9a-f]{8}(\.|$)")  # in the name of what is not finished
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # not two slashes: of these pathlib leaves one; two letters: not a drive
 
 
 def is_aside(path: pathlib.Path) -> bool:
     """Returns whether the name is one that `written` gives to what is not finished."""
     return bool(_ASIDE.search(path.name))
+
+
+def refuse_url(path: str | os.PathLike[str], named_by: str) -> None:
+    """Raises UserError where `path` is an address, as in gs://bucket/folder, and so would become a local folder of that name.
+
+    Args:
+      named_by: the flag or knob that gives the path, as in "--workdir".
+    """
+    if _URL.match(os.fspath(path)):
+        raise UserError(f"{named_by}: {os.fspath(path)} is an address; only folders and files of this machine can be used there")
 
 
 @contextmanager
