@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
 
 from lmtiny.errors import UserError
@@ -34,20 +34,33 @@ def refuse_url(path: str | os.PathLike[str], named_by: str) -> None:
         raise UserError(f"{named_by}: {os.fspath(path)} is an address; only folders and files of this machine can be used there")
 
 
+def sweep(folder: pathlib.Path) -> None:
+    """Removes what killed processes left unfinished in a folder of ours; to be called by the one that holds its lock."""
+    for path in filter(is_aside, folder.iterdir()):
+        _discard(path)
+
+
+def _discard(path: pathlib.Path) -> None:
+    """Removes what is not finished; where it cannot be removed, it stays: nothing takes it for something else."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
 @contextmanager
 def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path beside `path` to write a file or a folder at; it is renamed to `path` when the block ends well."""
+    """Yields a path beside `path` to write a file or a folder at; it is renamed to `path` when the block ends well.
+
+    A file takes the place of the file there; a folder that holds anything is never replaced, but an OSError.
+    """
     aside = path.with_name(f"{path.stem}.aside-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield aside
-        if aside.is_dir() and path.exists():
-            shutil.rmtree(path)
         os.replace(aside, path)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        _discard(aside)
 
 
 @contextmanager
@@ -82,12 +95,16 @@ def locked(folder: pathlib.Path, waiting: Callable[[], None]) -> Iterator[None]:
     has a name of its own until it is whole, so two processes then only do the work twice.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
+    with open(folder / ".lock", "ab", opener=_through_no_link) as file:
         if not try_lock(file):
             waiting()
             while not try_lock(file):
                 time.sleep(0.2)
         yield  # closing the file, or dying, lets go
+
+
+def _through_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def try_lock(file: IO[bytes]) -> bool:

@@ -47,15 +47,15 @@ def check(value: Any, shape: Any, where: str) -> None:
             shape = dict.fromkeys(value, shape[str])
         for key, inner in shape.items():
             if key not in value:
-                raise UserError(f"{where} lacks {_short(key)}")
-            check(value[key], inner, f"{where}: {_short(key)}")
+                raise UserError(f"{where} lacks {short(key)}")
+            check(value[key], inner, f"{where}: {short(key)}")
     elif isinstance(shape, list):
         _check_type(value, list, where)
         for number, item in enumerate(value):
             check(item, shape[0], f"{where}[{number}]")
     elif isinstance(shape, tuple):
         if not any(_fits(value, one, where) for one in shape):
-            raise UserError(f"{where} is {_short(value)}, which is none of the kinds of value that belong there")
+            raise UserError(f"{where} is {short(value)}, which is none of the kinds of value that belong there")
     else:
         _check_type(value, shape, where)
 
@@ -68,7 +68,7 @@ _NAMES = {
 def _check_type(value: Any, wanted: type, where: str) -> None:
     right = (int, float) if wanted is float else wanted
     if not isinstance(value, right) or (isinstance(value, bool) and wanted in (int, float)):
-        raise UserError(f"{where} is {_short(value)}, not {_NAMES[wanted]}")
+        raise UserError(f"{where} is {short(value)}, not {_NAMES[wanted]}")
 
 
 def _fits(value: Any, shape: Any, where: str) -> bool:
@@ -79,7 +79,8 @@ def _fits(value: Any, shape: Any, where: str) -> bool:
     return True
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Returns the value as a line may show it: no longer than 40 characters, whatever it is."""
     if isinstance(value, dict | list):  # whose repr may be nested too deep
         return _NAMES[type(value)]
     text = repr(value) if not isinstance(value, int) or isinstance(value, bool) or abs(value) < 10**30 else "a huge number"

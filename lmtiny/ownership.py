@@ -4,24 +4,26 @@ A folder that lmtiny makes, or finds empty, gets a file `.lmtiny` that says what
 mark, the names that lmtiny uses are lmtiny's; a folder that holds anything else is refused and left as it is.
 """
 
+import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from lmtiny.errors import UserError
 
 MARK = ".lmtiny"
+MAX_BYTES = 200  # of a mark
 _FIRST_WORDS = "lmtiny wrote this folder: "
-_COUNTS_AS_EMPTY = {MARK, ".lock", "lost+found"}  # a lock that a killed process left; what a new file system comes with
+_COUNTS_AS_EMPTY = {".lock", "lost+found"}  # a lock that a killed process left; what a new file system comes with
 
 
 def purpose(folder: pathlib.Path) -> str:
     """Returns what the mark in `folder` says that it is for, "" where there is none."""
     mark = folder / MARK
-    if mark.is_symlink() or not mark.is_file() or mark.stat().st_size > 200:
+    if mark.is_symlink() or not mark.is_file() or mark.stat().st_size > MAX_BYTES:
         return ""
     first, _, said = mark.read_bytes().decode(errors="replace").partition(_FIRST_WORDS)
-    return "" if first else said.strip()
+    return said.strip() if not first and said.endswith("\n") else ""
 
 
 def refuse_strangers(folder: pathlib.Path, what: str, named_by: str, is_ours: Callable[[], bool] = lambda: False) -> None:
@@ -32,14 +34,15 @@ def refuse_strangers(folder: pathlib.Path, what: str, named_by: str, is_ours: Ca
       named_by: the flag or knob that another folder is named with, as in "--workdir".
       is_ours: looks for what lmtiny wrote there before it left marks.
     """
-    if not folder.exists() or purpose(folder) == what:
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise UserError(f"{named_by}: {folder} is a file; name a folder")
-    if marked := purpose(folder):
+    found = _strangers(folder)  # before the mark is read: another process that claims the folder marks it first of all
+    marked = purpose(folder)
+    if marked and marked != what:
         raise UserError(f"{named_by}: {folder} holds {marked}, not {what}; name another folder")
-    found = sorted(path.name for path in folder.iterdir() if path.name not in _COUNTS_AS_EMPTY)
-    if found and not is_ours():
+    if found and not marked and not is_ours():
         raise UserError(
             f"{named_by}: {folder} holds files that lmtiny did not write ({', '.join(found[:3])}{', ...' if found[3:] else ''}); "
             "nothing was changed. Name an empty folder or one that does not exist"
@@ -56,12 +59,14 @@ def claim(folder: pathlib.Path, what: str, named_by: str, is_ours: Callable[[], 
     refuse_strangers(folder, what, named_by, is_ours)
     if purpose(folder) != what:
         folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(folder / MARK) and not _is_half_written(folder / MARK):
+            raise UserError(f"{named_by}: {folder / MARK} was not written by lmtiny; nothing was changed. Name another folder")
         # Not aside and renamed: another process that claims the same folder would take the file aside for a stranger's.
         (folder / MARK).write_text(f"{_FIRST_WORDS}{what}\n")
 
 
 def remove(folder: pathlib.Path) -> None:
-    """Removes a marked folder with all in it, the mark last; does nothing where there is no folder.
+    """Removes a marked folder with all in it, the mark last, or an empty one; does nothing where there is no folder.
 
     Raises:
       UserError: it has no mark.
@@ -69,10 +74,50 @@ def remove(folder: pathlib.Path) -> None:
     """
     if not folder.exists() and not folder.is_symlink():
         return
-    if folder.is_symlink() or not purpose(folder):
+    if folder.is_symlink() or not folder.is_dir() or (not purpose(folder) and _strangers(folder)):
         raise UserError(f"{folder} was not written by lmtiny, so it is not deleted; move it away")
     for path in folder.iterdir():
         if path.name != MARK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    (folder / MARK).unlink()
+    (folder / MARK).unlink(missing_ok=True)
     folder.rmdir()
+
+
+def remove_files(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Removes those of the files `names` that a marked folder holds, in this order; a folder of such a name stays.
+
+    Raises:
+      UserError: it has no mark.
+      OSError: one of them cannot be removed.
+    """
+    if not purpose(folder):
+        raise UserError(f"{folder} was not written by lmtiny, so nothing in it is deleted; move it away")
+    for path in (folder / name for name in names):
+        if path.is_file() or path.is_symlink():
+            path.unlink()
+
+
+def remove_unused(folder: pathlib.Path) -> None:
+    """Removes a marked folder that holds no more than its mark and a lock; any other stays.
+
+    Raises:
+      OSError: it cannot be removed.
+    """
+    if purpose(folder) and not any(path.name not in (MARK, ".lock") for path in folder.iterdir()):
+        remove(folder)
+
+
+def _strangers(folder: pathlib.Path) -> list[str]:
+    """Returns the names of all that makes an unmarked folder one that is not empty, sorted."""
+    names = {path.name for path in folder.iterdir()} - _COUNTS_AS_EMPTY
+    if MARK in names and _is_half_written(folder / MARK):
+        names.remove(MARK)
+    return sorted(names)
+
+
+def _is_half_written(mark: pathlib.Path) -> bool:
+    """Returns whether the file is a mark, or the beginning of one, as a killed process or a full disk leaves it."""
+    if mark.is_symlink() or not mark.is_file() or mark.stat().st_size > MAX_BYTES:
+        return False
+    text = mark.read_bytes().decode(errors="replace")
+    return text.startswith(_FIRST_WORDS) or _FIRST_WORDS.startswith(text)

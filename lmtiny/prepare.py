@@ -17,18 +17,23 @@ if __name__ == "__main__":
     ctrl_c.end_at_once()  # before the imports below, which take their time
 
 import argparse
+import contextlib
+import os
 import pathlib
 import shlex
+from collections.abc import Iterator
 
-from lmtiny import command_line, console
+from lmtiny import command_line, console, ownership
 from lmtiny.data import REPORT, prepare, ready_tokenizer, refuse_another_tokenizer, verify
 from lmtiny.errors import UserError
-from lmtiny.files import write_aside
-from lmtiny.tokenizer import refuse_to_export, tokenizer_json, warning_about
+from lmtiny.files import refuse_url, write_aside
+from lmtiny.tokenizer import load, refuse_to_export, tokenizer_json, warning_about
+
+COMPARISON = "a comparison of tokenizers"
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rebuild", action="store_true", help="prepare anew, replacing what the folder holds")
+    parser.add_argument("--rebuild", action="store_true", help="prepare anew, replacing what lmtiny wrote into the folder")
     parser.add_argument("--verify", action="store_true", help="also compare every byte of the shards with the manifest's hashes")
     what = "count the tokens of sample texts beside other tokenizers; tables and a plot go into FOLDER (default: %(const)s)"
     parser.add_argument("--compare", metavar="FOLDER", type=pathlib.Path, nargs="?", const="compare", help=what)
@@ -39,14 +44,42 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--export", metavar="FILE", type=pathlib.Path, help="write the tokenizer as Hugging Face's tokenizer.json")
 
 
+@contextlib.contextmanager
+def _written_to(flag: str, path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be written: {error.strerror}") from error
+
+
 def _refuse_to_write(export: pathlib.Path) -> None:
-    """Raises UserError where a tokenizer.json cannot be, or where something else is."""
+    """Raises UserError where a tokenizer.json cannot be, or where there is anything but one that lmtiny wrote."""
     if not (folder := export.absolute().parent).is_dir():
         raise UserError(f"--export {export} cannot be written: there is no folder {folder}")
     if export.is_dir():
         raise UserError(f"--export {export} is a folder; name a file, such as {export / 'tokenizer.json'}")
-    if export.exists() and not (export.is_file() and b'"added_tokens"' in export.read_bytes()):
-        raise UserError(f"--export {export} is there, and is no tokenizer.json; name another file, or take it away")
+    if os.path.lexists(export) and not _is_an_export(export):
+        raise UserError(f"--export {export} is there, and is no tokenizer.json of lmtiny's; name another file, or take it away")
+
+
+def _is_an_export(file: pathlib.Path) -> bool:
+    """Returns whether the file is one that `tokenizer_json` gives: only such a one is read as a tokenizer of our own kind."""
+    if not file.is_file() or file.is_symlink():
+        return False
+    try:
+        refuse_to_export(load(file).kind)
+    except UserError:
+        return False
+    return True
+
+
+def _is_a_comparison(folder: pathlib.Path) -> bool:
+    """Returns whether the folder holds what an lmtiny that left no marks wrote there, and nothing else."""
+    from lmtiny.tokenizer import compare
+
+    text = folder / "compare.txt"
+    own = {f"compare.{suffix}" for suffix in ("txt", "md", "png")}
+    return {path.name for path in folder.iterdir()} <= own and text.is_file() and compare.EXPLAINED.encode() in text.read_bytes()
 
 
 def main() -> None:
@@ -54,17 +87,23 @@ def main() -> None:
     only_compared = {"--compare-with": args.compare_with, "--ranks": args.ranks, "--samples": args.samples}
     if not args.compare and (idle := [flag for flag, value in only_compared.items() if value]):
         raise UserError(f"{', '.join(idle)}: only with --compare")
+    paths = {"--export": [args.export], "--compare": [args.compare], "--ranks": [args.ranks], "--samples": [args.samples],
+             "--compare-with": args.compare_with or []}  # fmt: skip
+    for flag, given in paths.items():
+        for path in filter(None, given):
+            refuse_url(path, flag)
     refuse_another_tokenizer(config, args.overrides)
     tokenizer = ready_tokenizer(config) if args.compare or args.export else None
     # Before anything is prepared, which may take an hour.
     if args.export:
         refuse_to_export(tokenizer.kind if tokenizer else config.tokenizer.kind)
-        _refuse_to_write(args.export)
+        with _written_to("--export", args.export):
+            _refuse_to_write(args.export)
     if args.compare:
         from lmtiny.tokenizer import compare
 
-        if args.compare.exists() and not args.compare.is_dir():
-            raise UserError(f"--compare {args.compare} is a file; name a folder for the tables and the plot")
+        with _written_to("--compare", args.compare):
+            ownership.refuse_strangers(args.compare, COMPARISON, "--compare", lambda: _is_a_comparison(args.compare))
         peers = compare.peers(args.compare_with or list(compare.PEERS), args.ranks)
         texts = compare.samples(args.samples or compare.SAMPLES)
     if tokenizer is None or args.rebuild or args.verify:
@@ -82,13 +121,13 @@ def main() -> None:
     if warning := warning_about(tokenizer):
         console.say(f"note: {warning}")
     if args.export:
-        try:
+        with _written_to("--export", args.export):
             write_aside(args.export, tokenizer_json(tokenizer))
-        except OSError as error:
-            raise UserError(f"--export {args.export} cannot be written: {error.strerror}") from error
         console.say(f"{args.export}: {tokenizer} as tokenizer.json")
     if args.compare:
         found = compare.compare(tokenizer, peers, texts)
+        with _written_to("--compare", args.compare):
+            ownership.claim(args.compare, COMPARISON, "--compare", lambda: _is_a_comparison(args.compare))
         title = f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:12]}"
         console.say(f"{compare.as_text(found)}\n\n" + " ".join(map(str, compare.save(found, args.compare, title))))
     overrides = (f"--config.{name}={shlex.quote(value)}" for name, value in args.overrides.items())

@@ -11,17 +11,19 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import IO, Any
 
-from lmtiny import console
+from lmtiny import console, json_data, ownership
 from lmtiny.corpus.backoff import Backoff, Interrupted
 from lmtiny.errors import UserError
 from lmtiny.files import locked, write_aside
 
 PARTIAL = ".partial"
+PURPOSE = "downloaded texts"
 HASH_BYTES = 1 << 20  # read at a time
 
 # From a byte on: (the byte it begins at after all, which is 0 where the server cannot begin elsewhere; the pieces).
@@ -39,6 +41,10 @@ class Remote:
     size: int
     hash: str
     read: Read
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.size < 2**63 or not re.fullmatch("|sha256:[0-9a-f]{64}|git:[0-9a-f]{40}", self.hash):
+            raise UserError(f"the listing is damaged: {self.name!r:.80} has a size or a hash that no file has")
 
 
 def download(files: list[Remote], folder: pathlib.Path, what: str, backoff: Backoff) -> list[pathlib.Path]:
@@ -61,23 +67,46 @@ def download(files: list[Remote], folder: pathlib.Path, what: str, backoff: Back
         with console.progress(f"downloading {what}", needed, "bytes", start=sum(have)) as shown:
             done = 0
             for file, path in todo:
-                _download_one(file, path, backoff, functools.partial(_reached, shown, done))
+                _download_one(file, path, folder, backoff, functools.partial(_reached, shown, done))
                 done += file.size
     return paths
 
 
-def listing(file: pathlib.Path, ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns what `ask` said when it was asked first, and then was written to `file` as JSON; raises UserError."""
-    if file.exists():
-        try:
-            return dict(json.loads(file.read_bytes()))
-        except ValueError:
-            raise UserError(f"{file} is damaged; remove it, and what it lists is asked for again") from None
+def listing(file: pathlib.Path, ask: Callable[[], dict[str, Any]], shape: Any) -> dict[str, Any]:
+    """Returns what `ask` said when it was asked first, and then was written to `file` as JSON of that `shape`.
+
+    The folder of `file` is marked as lmtiny's, which what is listed may then be downloaded into.
+
+    Raises:
+      UserError: the folder is not lmtiny's, or the file is damaged.
+    """
+
+    def is_ours() -> bool:  # made before folders were marked
+        return any(_is_listing(other, shape) for other in file.parent.glob("listing*.json"))
+
+    with _written_to(file.parent):
+        ownership.refuse_strangers(file.parent, PURPOSE, "corpus.download_dir", is_ours)
+        if file.exists():
+            return _read_listing(file, shape)
     found = ask()
     with _written_to(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        ownership.claim(file.parent, PURPOSE, "corpus.download_dir", is_ours)
         write_aside(file, json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _is_listing(file: pathlib.Path, shape: Any) -> bool:
+    try:
+        return file.is_file() and bool(json_data.read(file, shape))
+    except UserError:
+        return False
+
+
+def _read_listing(file: pathlib.Path, shape: Any) -> dict[str, Any]:
+    try:
+        return dict(json_data.read(file, shape))
+    except UserError as error:
+        raise UserError(f"{file} is damaged; remove it, and what it lists is asked for again ({error})") from None
 
 
 @contextmanager
@@ -118,9 +147,11 @@ def _refuse_without_room(folder: pathlib.Path, needed: int) -> None:
         raise UserError(f"{folder}: the download {sizes}; ask for fewer shards, or --config.corpus.download_dir names another folder")
 
 
-def _download_one(file: Remote, path: pathlib.Path, backoff: Backoff, reached: Callable[[int], None]) -> None:
+def _download_one(file: Remote, path: pathlib.Path, folder: pathlib.Path, backoff: Backoff, reached: Callable[[int], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
+    if partial.is_symlink() or not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{partial} leads out of {folder} through a link: nothing is written there")
     for last in (False, True):  # a flaw may have come from an earlier, interrupted download: once more, from the first byte
         with open(partial, "ab") as out:
             _fill(out, file, backoff, reached)

@@ -24,6 +24,8 @@ from lmtiny.errors import UserError
 
 TIMEOUT_S = 60.0  # without a byte
 _SPLIT = re.compile(r"(?:^|[/_.-])(train|validation|valid|dev|test)(?=[/_.-])")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_LISTING = {"commit": str, "shards": [{"path": str, "size": int, "hash": str}]}
 T = TypeVar("T")
 
 
@@ -43,8 +45,11 @@ def shards(
     _import_or_refuse()
     backoff = backoff or Backoff()
     home = folder / "hf" / dataset
-    listing = download.listing(home / f"listing-{digest(revision, subset)[:16]}.json", lambda: _listed(dataset, subset, revision, backoff))
+    file = home / f"listing-{digest(revision, subset)[:16]}.json"
+    listing = download.listing(file, lambda: _listed(dataset, subset, revision, backoff), _LISTING)
     commit, found = listing["commit"], listing["shards"]
+    if not _COMMIT.fullmatch(commit) or not found:  # the commit becomes the name of a folder
+        raise UserError(f"{file} is damaged; remove it, and what it lists is asked for again")
     chosen = found[:-1] if len(found) > 1 else found
     chosen = (chosen[:count] if count else chosen) + (found[-1:] if len(found) > 1 else [])
     root = home / commit
@@ -70,7 +75,7 @@ def _listed(dataset: str, subset: str, revision: str, backoff: Backoff) -> dict[
     what = f"hf:{dataset}"
     api = HfApi(endpoint=_endpoint())
     commit = _patiently(what, backoff, lambda: api.dataset_info(dataset, revision=revision, timeout=TIMEOUT_S).sha)
-    if not re.fullmatch(r"[0-9a-f]{40}", commit or ""):  # it becomes the name of a folder
+    if not _COMMIT.fullmatch(commit or ""):
         raise UserError(f"{what}: {commit!r} is not a commit")
     is_pattern = subset.endswith(".parquet") or any(mark in subset for mark in "*?[")
     folder = re.split(r"[*?\[]", subset)[0].rpartition("/")[0] if is_pattern else subset.strip("/")

@@ -14,6 +14,7 @@ import ml_collections
 from lmtiny.corpus import builtin, files, hugging_face, paths, tfds, urls
 from lmtiny.corpus.documents import Document, Unit, digest
 from lmtiny.errors import UserError
+from lmtiny.files import refuse_url
 from lmtiny.knobs import SOURCE
 
 # What says nothing about the other kinds, and is refused there rather than ignored.
@@ -32,6 +33,7 @@ def units(corpus: ml_collections.ConfigDict) -> list[Unit]:
     Raises:
       UserError: of the first source that cannot be used; names it.
     """
+    refuse_url(corpus.download_dir, "corpus.download_dir")
     found: list[Unit] = []
     names = [name(source) for source in corpus.sources]
     for number, source in enumerate(corpus.sources):

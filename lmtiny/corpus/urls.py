@@ -5,6 +5,7 @@ What a URL named at the first start is written down beside the copies; the next 
 
 import pathlib
 import posixpath
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from lmtiny.corpus.paths import EXTENSIONS, extension, named, spelt
 from lmtiny.errors import UserError
 
 PIECE_BYTES = 1 << 20
+_LISTING = {"url": str, "parent": str, "files": [{"name": str, "size": int, "version": {str: str}}]}
 # What file systems tell a version by.
 VERSION_KEYS = ("etag", "ETag", "md5Hash", "crc32c", "generation", "blob_id", "mtime", "created", "Last-Modified")
 
@@ -28,7 +30,9 @@ def copies(url: str, folder: pathlib.Path, backoff: Backoff | None = None) -> tu
     """
     system, path = _opened(url)
     home = folder / "url" / digest(url)[:16]
-    listing = download.listing(home / "listing.json", lambda: _listed(url, system, path))
+    listing = download.listing(home / "listing.json", lambda: _listed(url, system, path), _LISTING)
+    if listing["url"] != url or not all(_is_named(f"{listing['parent']}{file['name']}", path) for file in listing["files"]):
+        raise UserError(f"{home / 'listing.json'} is damaged: it lists what {url} does not name; remove it, and it is asked for again")
     changed = f"{url} has changed since it was listed; remove {home} to have it anew"
     remotes = [
         download.Remote(file["name"], file["size"], "", _reader(system, f"{listing['parent']}{file['name']}", file["version"], changed))
@@ -36,6 +40,15 @@ def copies(url: str, folder: pathlib.Path, backoff: Backoff | None = None) -> tu
     ]
     root = home / "files"
     return root, download.download(remotes, root, url, backoff or Backoff())
+
+
+def _is_named(one: str, path: str) -> bool:
+    """Returns whether the file system's `path`, a file, a folder or a glob, can have named the file `one`."""
+    one, path = one.lstrip("/"), path.strip("/")
+    if ".." in one.split("/"):
+        return False
+    fixed = re.split(r"[*?\[]", path)[0]
+    return one.startswith(fixed) if fixed != path else one == path or one.startswith(f"{path}/")
 
 
 def _opened(url: str) -> tuple[Any, str]:

@@ -6,18 +6,18 @@ tokenizer from what is left to train on; encode; pack; write shards. Each step's
 
 import contextlib
 import hashlib
+import os
 import pathlib
-import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any, TypeAlias
 
 import ml_collections
 import numpy as np
 
 from lmtiny import config as config_module
-from lmtiny import console, corpus, files, refining, tokenizer
+from lmtiny import console, corpus, files, ownership, refining, tokenizer
 from lmtiny.corpus import Side, Unit, digest
-from lmtiny.data import learning, mixture, packing, parts, pool, publishing, report, shards, split_told, stages
+from lmtiny.data import learning, mixture, packing, pool, publishing, report, shards, split_told, stages
 from lmtiny.data.shards import Prepared
 from lmtiny.errors import NothingLeft, UserError
 
@@ -27,6 +27,7 @@ Facts: TypeAlias = list[np.ndarray]  # for each unit, stages.FACTS of its docume
 TEXT = "text of the corpus"  # its hash follows from settings too: told where nothing else differs
 PREPARED = pathlib.Path("prepared")  # where data.dir names no other folder
 WORK = "parts"  # folder of the unfinished, inside the prepared one
+PURPOSE, UNFINISHED = "prepared data", "what is not finished of prepared data"
 
 
 def prepare(config: Config, rebuild: bool = False) -> Prepared:
@@ -35,43 +36,95 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     What a killed run had finished is used; the result does not depend on that, nor on the number of processes.
 
     Raises:
-      UserError: the corpus cannot be used, the folder holds something else, or what it holds is damaged.
+      UserError: the corpus cannot be used, the folder cannot be written or is not lmtiny's, it holds something else, or
+        what it holds is damaged.
     """
+    if config.data.dir:
+        _refuse_strangers(pathlib.Path(config.data.dir), config)  # before anything is downloaded for it
     units = corpus.units(config)
     given = ready_tokenizer(config)
     depends_on = _depends_on(config, units, given)
     folder = pathlib.Path(config.data.dir) if config.data.dir else default_folder(config, given, depends_on)
-    if not rebuild and (found := _finished(folder, depends_on)) and not (folder / WORK).exists():
+    _refuse_strangers(folder, config)
+    if not rebuild and (found := _finished(folder, config, depends_on)) and not _is_left_over(folder / WORK):
         return _used_again(found, config)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"data.dir = {config.data.dir!r} is a file; name a folder for the shards")
-    _refuse_texts_folder(folder, config)
     refining.check(refining.plan_of(config), config.corpus.executor)
     corpus.check(units)  # not before: what is finished is used without the libraries that it was made with
     made = not folder.exists()
     try:
-        with files.locked(folder, lambda: _say_waiting(folder)):
-            if not rebuild and (found := _finished(folder, depends_on)):  # another process made it meanwhile, or was killed after that
-                shutil.rmtree(folder / WORK, ignore_errors=True)
+        with _written_to(folder), files.locked(folder, lambda: _say_waiting(folder)):
+            ownership.claim(folder, PURPOSE, "data.dir", lambda: shards.is_prepared(folder))
+            # Another process made it meanwhile, or was killed after that.
+            if not rebuild and (found := _finished(folder, config, depends_on)):
+                _tidy(folder)
                 return _used_again(found, config)
+            _refuse_links(folder)
+            ownership.claim(folder / WORK, UNFINISHED, "data.dir")
             if rebuild:
                 _remove(folder)
-            (folder / WORK).mkdir(exist_ok=True)
-            parts.sweep(folder)
-            parts.sweep(folder / WORK)
+                ownership.claim(folder / WORK, UNFINISHED, "data.dir")
+            files.sweep(folder)
+            files.sweep(folder / WORK)
             _build(config, units, given, folder, depends_on)
-            shutil.rmtree(folder / WORK)
-    except OSError as error:
-        if error.errno not in shards.NOT_WRITABLE:
-            raise
-        what_to_do = "what is finished is kept; --config.data.dir names another folder"
-        raise UserError(f"{folder} cannot be written: {error.strerror}; {what_to_do}") from error
+            _tidy(folder)
     except UserError as error:
-        nothing_made = not [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
-        if made and (nothing_made or isinstance(error, NothingLeft)):
-            shutil.rmtree(folder)
+        if made and (isinstance(error, NothingLeft) or not _holds_files(folder)):
+            with contextlib.suppress(OSError):
+                ownership.remove(folder / WORK)
+                ownership.remove_unused(folder)
         raise
     return shards.read(folder)
+
+
+@contextlib.contextmanager
+def _written_to(folder: pathlib.Path) -> Iterator[None]:
+    """Turns what the system says of a file or a folder into UserError."""
+    try:
+        yield
+    except BrokenPipeError:  # of what is printed, and no failure
+        raise
+    except OSError as error:
+        named = pathlib.Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else folder
+        where = folder if named.is_relative_to(folder) else named
+        what_to_do = "what is finished is kept; --config.data.dir names another folder"
+        raise UserError(f"{where} cannot be written: {error.strerror or error}; {what_to_do}") from error
+
+
+def _refuse_strangers(folder: pathlib.Path, config: Config) -> None:
+    """Raises UserError where the folder holds other things than a preparation."""
+    files.refuse_url(folder, "data.dir")
+    with _written_to(folder):
+        _refuse_texts_folder(folder, config)
+        ownership.refuse_strangers(folder, PURPOSE, "data.dir", lambda: shards.is_prepared(folder))
+
+
+def _refuse_links(folder: pathlib.Path) -> None:
+    """Raises UserError where files would be written, and removed, through a link to another folder."""
+    for path in (folder / WORK, folder / shards.TOKENIZER):
+        if path.is_symlink():
+            raise UserError(f"data.dir: {path} is a link; take it away, or name another folder")
+
+
+def _is_left_over(work: pathlib.Path) -> bool:
+    """Returns whether lmtiny left its folder of the unfinished behind."""
+    return not work.is_symlink() and ownership.purpose(work) == UNFINISHED
+
+
+def _holds_files(folder: pathlib.Path) -> bool:
+    """Returns whether anything was made in the folder, or is there from elsewhere."""
+    return any(path.is_file() and path.name not in (ownership.MARK, ".lock") for path in folder.rglob("*"))
+
+
+def _tidy(folder: pathlib.Path) -> None:
+    """Publishes the report and removes the unfinished; where that fails the shards are whole all the same, and the next start goes on."""
+    if not _is_left_over(folder / WORK):
+        return
+    try:
+        report.publish(folder, folder / WORK)
+        ownership.remove(folder / WORK)
+    except (OSError, UserError) as error:
+        words = error.strerror if isinstance(error, OSError) else error
+        console.warn(f"{folder} is prepared, but its report or the removal of {folder / WORK} failed: {words}; the next start tries again")
 
 
 def _say_waiting(folder: pathlib.Path) -> None:
@@ -95,11 +148,11 @@ def prepared_before(config: Config, rows: str) -> Prepared | None:
     Their validation rows divide into rows of evaluation.context_length, which a resumed run may change.
     """
     length = config_module.validation_length(config)
+    files.refuse_url(config.data.dir, "data.dir")
     for folder in [pathlib.Path(config.data.dir)] if config.data.dir else sorted(PREPARED.glob("*")):
-        if (folder / shards.MANIFEST).is_file():
-            with contextlib.suppress(UserError):  # damaged, or of another format: not what is looked for
-                if (found := shards.read(folder)).digest == rows and not found.row_length("validation") % length:
-                    return found
+        with contextlib.suppress(UserError, OSError):  # nothing is there, or it is damaged: not what is looked for
+            if (found := shards.read(folder)).digest == rows and not found.row_length("validation") % length:
+                return found
     return None
 
 
@@ -111,6 +164,7 @@ def ready_tokenizer(config: Config) -> tokenizer.Tokenizer | None:
     """
     if not config.tokenizer.path:
         return None
+    files.refuse_url(config.tokenizer.path, "tokenizer.path")
     given = tokenizer.load(config.tokenizer.path)
     return given.cut(config.tokenizer.cut) if config.tokenizer.cut else given
 
@@ -168,7 +222,7 @@ def default_folder(config: Config, given: tokenizer.Tokenizer | None, depends_on
     return PREPARED / f"{corpus.name(config)}-{kind}{size}-T{row_lengths(config)['train']}-{digest(depends_on)[:8]}"
 
 
-def _finished(folder: pathlib.Path, depends_on: dict[str, Any]) -> Prepared | None:
+def _finished(folder: pathlib.Path, config: Config, depends_on: dict[str, Any]) -> Prepared | None:
     """Returns what is in the folder if it is what is asked for, None if it is not finished, else raises UserError."""
     if not (folder / shards.MANIFEST).exists():
         return None
@@ -177,14 +231,16 @@ def _finished(folder: pathlib.Path, depends_on: dict[str, Any]) -> Prepared | No
     if there != depends_on:
         shown = _what_differs(there, depends_on)
         raise UserError(f"{folder} was prepared from something else: {shown}; name another --config.data.dir, or {shards.REBUILD}")
+    if {one["source"] for one in found.manifest["splits"]["train"].get("mixture", [])} != set(mixture.shares(config)):
+        raise UserError(f"{folder / shards.MANIFEST}: its mixture is not of the sources that have a weight; {shards.REBUILD}")
     return found
 
 
 def _what_differs(there: dict[str, Any], here: dict[str, Any]) -> str:
     """Returns the first differences in words; that the text is another one only where no setting is: it may follow from that."""
     differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    was, now = ({name: repr(said[name]) if name in said else "not set" for name in differing} for said in (there, here))
-    settings = [f"{name} was {was[name]}, is {now[name]}" for name in differing if name != TEXT]
+    was, now = ({name: f"{said[name]!r:.80}" if name in said else "not set" for name in differing} for said in (there, here))
+    settings = [f"{name:.80} was {was[name]}, is {now[name]}" for name in differing if name != TEXT]
     return "; ".join(settings[:3]) or f"the {TEXT} has changed"
 
 
@@ -196,15 +252,10 @@ def _used_again(found: Prepared, config: Config) -> Prepared:
 
 
 def _remove(folder: pathlib.Path) -> None:
-    """Removes an earlier preparation, manifest first, and nothing else that may be in the folder."""
-    (folder / shards.MANIFEST).unlink(missing_ok=True)
-    for split in shards.SPLITS:
-        for file in folder.glob(f"{split}-*-of-*.array_record"):
-            file.unlink()
-    for name in (report.JSON, report.PAGE):
-        (folder / name).unlink(missing_ok=True)
-    for inner in (WORK, shards.TOKENIZER):
-        shutil.rmtree(folder / inner, ignore_errors=True)
+    """Removes an earlier preparation, manifest first, and nothing else that may be in the folder; its tokenizer is replaced later."""
+    ownership.remove(folder / WORK)
+    there = sorted(path.name for path in folder.iterdir() if shards.NAME.fullmatch(path.name))
+    ownership.remove_files(folder, [shards.MANIFEST, *there, report.JSON, report.PAGE])
 
 
 def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None, folder: pathlib.Path, depends_on: dict[str, Any]) -> None:
@@ -252,7 +303,7 @@ def _build(config: Config, units: list[Unit], given: tokenizer.Tokenizer | None,
         "depends_on": depends_on,
     }
     wanted, got = mixture.shares(config), mixture.got(manifest, config)
-    report.write(folder, report.collect(manifest, documents, tokens, refined, wanted, got))
+    report.save(work, report.collect(manifest, documents, tokens, refined, wanted, got))
     publishing.publish(folder, work, tokenizer_folder, shard_key, manifest)
     publishing.say(manifest)
     publishing.say_mixture(manifest, config)

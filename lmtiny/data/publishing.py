@@ -1,19 +1,17 @@
 """The last steps of a preparation: tokens -> packed, shuffled rows -> shards -> the manifest that makes them count."""
 
 import collections
-import json
 import pathlib
-import shutil
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from lmtiny import console, files
+from lmtiny import console, files, json_data, ownership
 from lmtiny.corpus import Side
 from lmtiny.data import mixture, packing, shards, stages
 from lmtiny.errors import UserError
-from lmtiny.tokenizer import Tokenizer
+from lmtiny.tokenizer import Tokenizer, storage
 
 SHUFFLE_SEED = 0  # of the order rows are stored in; the order of training has the run's own seed
 MAX_SOURCES = 1000  # named in the manifest one by one
@@ -84,7 +82,7 @@ def sources(tokens: list[pathlib.Path]) -> dict[str, Any]:
     """Returns source -> side -> [documents, bytes, tokens]; beyond a thousand sources the rest is counted together."""
     total: dict[str, Any] = collections.defaultdict(lambda: {split: [0, 0, 0] for split in shards.SPLITS})
     for path in tokens:
-        for source, counts in json.loads(stages.counts_path(path).read_bytes()).items():
+        for source, counts in json_data.read(stages.counts_path(path), {str: {split: [int] for split in shards.SPLITS}}).items():
             name = source if source in total or len(total) < MAX_SOURCES else "(others)"
             for split in shards.SPLITS:
                 total[name][split] = [own + more for own, more in zip(total[name][split], counts[split], strict=True)]
@@ -92,11 +90,13 @@ def sources(tokens: list[pathlib.Path]) -> dict[str, Any]:
 
 
 def publish(folder: pathlib.Path, work: pathlib.Path, tokenizer_folder: pathlib.Path, key: str, manifest: dict[str, Any]) -> None:
-    """Moves tokenizer and shards from `work` to their places, then writes the manifest."""
-    with files.written(folder / shards.TOKENIZER) as aside:
-        aside.mkdir()
-        for file in tokenizer_folder.iterdir():  # not copytree, whose error on a full disk has no number
-            shutil.copyfile(file, aside / file.name)
+    """Moves tokenizer and shards from `work` to their places in the marked `folder`, then writes the manifest."""
+    place = folder / shards.TOKENIZER
+    place.mkdir(exist_ok=True)
+    files.sweep(place)
+    ownership.remove_files(folder, (f"{place.name}/{name}" for name in storage.FILES))  # of one of another kind
+    for file in tokenizer_folder.iterdir():
+        files.write_aside(place / file.name, file.read_bytes())
     for split in shards.SPLITS:
         for shard in manifest["splits"][split]["shards"]:
             name = pathlib.Path(shard["name"])

@@ -6,8 +6,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from lmtiny import files
+from lmtiny import files, json_data
 from lmtiny.data import report_page, stages
+from lmtiny.errors import UserError
 from lmtiny.refining import STAGES, Tally, tally
 
 JSON, PAGE = "report.json", "report.html"
@@ -15,6 +16,21 @@ MAX_SOURCES = 40  # told of one by one; the smallest are counted together
 OTHERS = "(others)"
 SPLIT_FIGURES = ("documents", "bytes", "tokens", "rows")
 ORDER = (tally.READ, *STAGES, stages.SPLIT)
+_COUNTS = {str: [int]}
+_SAMPLES = [{"source": str, "stage": str, "reason": str, "texts": [{"id": str, "characters": int, "note": str, "text": str}]}]
+_SHAPE = {
+    "corpus": str,
+    "settings": {str: object},
+    "stages": [{"stage": str, "sources": _COUNTS}],
+    "dropped": {str: {str: _COUNTS}},
+    "changed": {str: _COUNTS},
+    "evaluation": _COUNTS,
+    "splits": {str: {str: int}},
+    "mixture": {str: {"tokens": int, "by_size": float, "wanted": (float, type(None)), "got": float}},
+    "lengths": _COUNTS,
+    "scores": _COUNTS,
+    "samples": {"kept": _SAMPLES, "dropped": _SAMPLES},
+}
 # What is said of stages whose names do not say it.
 SAID = {tally.READ: tally.NO_TEXT, "decontaminate": "contaminated", "deduplicate": "near-duplicates of each other"}
 
@@ -80,11 +96,12 @@ def renew(folder: pathlib.Path, wanted: Mapping[str, float], got: Mapping[str, f
 
     Where it cannot be read or written, it stays as it is: shards that others have made can be trained on all the same.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        report = json.loads((folder / JSON).read_bytes())
+    # Beside what a shape tells: lists of another length, numbers that no float holds, settings nested deep.
+    with contextlib.suppress(OSError, UserError, ValueError, LookupError, ArithmeticError, RecursionError):
+        report = json_data.read(folder / JSON, _SHAPE)
         mixture = _mixture({source: [of["tokens"]] for source, of in report["mixture"].items()}, wanted, got)
         if report["mixture"] != mixture:
-            write(folder, {**report, "mixture": mixture})
+            _write(folder, {**report, "mixture": mixture})
 
 
 def counted(parts: list[pathlib.Path]) -> Tally:
@@ -103,10 +120,24 @@ def before_split(counts: Tally) -> list[tuple[str, int, int]]:
     return rows
 
 
-def write(folder: pathlib.Path, report: dict[str, Any]) -> None:
-    """Writes the report into `folder`."""
-    files.write_aside(folder / JSON, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+def save(work: pathlib.Path, report: dict[str, Any]) -> None:
+    """Writes the report among the parts, from where `publish` takes it."""
+    files.write_aside(work / JSON, _as_json(report))
+
+
+def publish(folder: pathlib.Path, work: pathlib.Path) -> None:
+    """Writes the report that lies among the parts, if any, into `folder`, with its page."""
+    if (work / JSON).is_file():
+        _write(folder, json_data.read(work / JSON, _SHAPE))
+
+
+def _write(folder: pathlib.Path, report: dict[str, Any]) -> None:
+    files.write_aside(folder / JSON, _as_json(report))
     files.write_aside(folder / PAGE, report_page.page(report))
+
+
+def _as_json(report: dict[str, Any]) -> str:
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
 def _grouped(sizes: Mapping[str, int]) -> dict[str, str]:

@@ -11,13 +11,16 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
 
-from lmtiny import files, tokenizer
-from lmtiny.data import packing
+from lmtiny import console, files, json_data, tokenizer
+from lmtiny.data import packing, pool
 from lmtiny.errors import UserError
 
 FORMAT = 1
@@ -26,11 +29,22 @@ TOKENIZER = "tokenizer"
 SPLITS = ("train", "validation")
 WRITE_OPTIONS = "group_size:1,uncompressed"
 READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # for random access
-NOT_WRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
-)  # fmt: skip
 BLOCK_ROWS = 1024  # put together at once
 REBUILD = "python -m lmtiny.prepare with the same flags and --rebuild makes it anew"
+NAME = re.compile(r"(train|validation)-[0-9]{5,}-of-[0-9]{5,}\.array_record")
+DTYPES = ("<u2", "<u4")
+_SPLIT = {
+    "documents": int, "bytes": int, "tokens": int, "rows": int, "padding_share": float, "crop_share": float,
+    "shards": [{"name": str, "rows": int, "bytes": int, "sha256": str}],
+}  # fmt: skip
+_SHAPE = {
+    "corpus": str,
+    "tokenizer": {"kind": str, "vocab_size": int, "hash": str, "bos_id": int},
+    "row_length": int,
+    "dtype": str,
+    "splits": dict.fromkeys(SPLITS, _SPLIT),
+    "depends_on": {str: object},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +58,8 @@ class Prepared:
     def tokenizer(self) -> tokenizer.Tokenizer:
         """The tokenizer whose ids the rows hold; raises UserError where it is not the manifest's."""
         found = tokenizer.load(self.folder / TOKENIZER)
-        if found.hash != self.manifest["tokenizer"]["hash"]:
+        said = self.manifest["tokenizer"]
+        if (found.hash, found.vocab_size, found.bos_id) != (said["hash"], said["vocab_size"], said["bos_id"]):
             raise UserError(f"{self.folder / TOKENIZER} is not the tokenizer these shards were made with; {REBUILD}")
         return found
 
@@ -87,9 +102,7 @@ def write(
         try:
             _write_rows(aside, chunks, plan, rows, tokens, bos_id, width)
         except RuntimeError as error:  # array_record has the system's words, and not their number
-            number = next((one for one in NOT_WRITABLE if os.strerror(one) in str(error)), None)
-            if number is None:
-                raise
+            number = next((one for one in errno.errorcode if os.strerror(one) in str(error)), errno.EIO)
             raise OSError(number, os.strerror(number)) from error
         if not aside.exists() or array_record_module.ArrayRecordReader(str(aside), READ_OPTIONS).num_records() != len(rows):
             raise UserError(f"{path.name} could not be written whole; is the disk full?")
@@ -135,44 +148,116 @@ def _own_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
+def is_prepared(folder: pathlib.Path) -> bool:
+    """Returns whether `folder` has a manifest that lmtiny wrote, whole: it is prepared, with a mark or without."""
+    try:
+        return bool(_read_manifest(folder))
+    except UserError:
+        return False
+
+
 def read(folder: pathlib.Path) -> Prepared:
-    """Returns the finished preparation in `folder`, after a quick look: the manifest's hash, each shard's size.
+    """Returns the finished preparation in `folder`, after a quick look: the manifest's hash and values, each shard's size.
 
     Raises:
       UserError: no manifest, a damaged one, one of another format; a shard is missing or has another size.
     """
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no prepared data ({MANIFEST} is missing)") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {REBUILD}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise UserError(f"{path} has format {found!r:.40}, this program reads format {FORMAT}; {REBUILD}")
-    if manifest.pop("sha256", "") != _own_hash(manifest):
-        raise UserError(f"{path} was altered or damaged: its content does not match its hash; {REBUILD}")
-    prepared = Prepared(folder, manifest)
-    for split in SPLITS:
-        for shard in manifest["splits"][split]["shards"]:
-            file = folder / shard["name"]
-            size = file.stat().st_size if file.is_file() else None
-            if size != shard["bytes"]:
-                state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
-                raise UserError(f"{file} {state}; {REBUILD}")
+    prepared = Prepared(folder, _read_manifest(folder))
+    for file, shard in _shards(prepared):
+        size = file.stat().st_size if file.is_file() else None
+        if size != shard["bytes"]:
+            state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+            raise UserError(f"{file} {state}; {REBUILD}")
     return prepared
 
 
+def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """Returns the manifest in `folder` without its hash, whose values fit together; raises UserError."""
+    path = folder / MANIFEST
+    try:
+        if not path.is_file():
+            raise UserError(f"{folder} holds no prepared data ({MANIFEST} is missing)")
+        manifest = json_data.read(path)
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            found = manifest.get("format") if isinstance(manifest, dict) else manifest
+            raise UserError(f"{path} has format {json_data.short(found)}, this program reads format {FORMAT}")
+        if manifest.pop("sha256", "") != _own_hash(manifest):
+            raise UserError(f"{path} was altered or damaged: its content does not match its hash")
+        json_data.check(manifest, _SHAPE, str(path))
+        for problem in _problems(manifest):
+            raise UserError(f"{path}: {problem}")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {REBUILD}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deep; {REBUILD}") from None
+    except UserError as error:
+        raise UserError(f"{error}; {REBUILD}") from None
+    return dict(manifest)
+
+
+def _problems(manifest: dict[str, Any]) -> Iterator[str]:
+    """Yields what cannot be in a manifest that lmtiny wrote, whoever computed its hash."""
+    if manifest["dtype"] not in DTYPES:
+        yield f"'dtype' is {json_data.short(manifest['dtype'])}, not one of {', '.join(DTYPES)}"
+    if not 0 <= manifest["tokenizer"]["bos_id"] < manifest["tokenizer"]["vocab_size"] < 2**32:
+        yield "'tokenizer' has no room for its bos_id"
+    itemsize = 4 if manifest["dtype"] == "<u4" else 2
+    for split, of in manifest["splits"].items():
+        where = f"'splits': {json_data.short(split)}"
+        row_length = of.get("row_length", manifest["row_length"])
+        if split not in SPLITS:
+            yield f"{where} is none of {', '.join(SPLITS)}"
+        elif type(row_length) is not int or row_length < 1:
+            yield f"{where} has rows of {json_data.short(row_length)} tokens"
+        elif not all(0 <= of[name] < 2**63 for name in ("documents", "bytes", "tokens")) or not 1 <= of["rows"] < 2**63:
+            yield f"{where} has a count that cannot be"
+        elif not all(0 <= of[name] <= 1 for name in ("padding_share", "crop_share")):
+            yield f"{where} has a share that is not between 0 and 1"
+        elif any(not NAME.fullmatch(shard["name"]) or not shard["name"].startswith(f"{split}-") for shard in of["shards"]):
+            yield f"{where} has a shard whose name is not that of one"
+        elif len({shard["name"] for shard in of["shards"]}) < len(of["shards"]):
+            yield f"{where} has a shard twice"
+        # A shard is not compressed, and its size is compared with that of the file.
+        elif not all(0 < shard["rows"] * (row_length + 1) * itemsize <= shard["bytes"] for shard in of["shards"]):
+            yield f"{where} has a shard too small for its rows"
+        elif sum(shard["rows"] for shard in of["shards"]) != of["rows"]:
+            yield f"{where} has another number of rows than its shards"
+        elif "mixture" in of and not _is_mixture(of["mixture"], of["rows"]):
+            yield f"{where} has a mixture that is not one of its rows"
+
+
+def _is_mixture(mixture: Any, rows: int) -> bool:
+    try:
+        json_data.check(mixture, [{"source": str, "rows": int}], "")
+    except UserError:
+        return False
+    names = {one["source"] for one in mixture}
+    return len(names) == len(mixture) and all(one["rows"] > 0 for one in mixture) and sum(one["rows"] for one in mixture) == rows
+
+
+def _shards(prepared: Prepared) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
+    """Yields (file, what the manifest says of it) of all shards."""
+    for split in SPLITS:
+        yield from zip(prepared.shards(split), prepared.manifest["splits"][split]["shards"], strict=True)
+
+
 def verify(prepared: Prepared) -> None:
-    """Reads every shard and compares its SHA-256 with the manifest's (about 1.5 GB/s), and loads the tokenizer.
+    """Reads every shard, one a core at a time, and compares its SHA-256 with the manifest's; loads the tokenizer.
 
     Raises:
-      UserError: the first shard that was altered, or a tokenizer that is not the one.
+      UserError: the first shard that was altered or cannot be read, or a tokenizer that is not the one.
     """
     assert prepared.tokenizer
-    for split in SPLITS:
-        for shard in prepared.manifest["splits"][split]["shards"]:
-            file = prepared.folder / shard["name"]
-            if not file.is_file() or _sha256(file) != shard["sha256"]:
-                raise UserError(f"{file} was altered or damaged: its SHA-256 is not the manifest's; {REBUILD}")
+    shards = list(_shards(prepared))
+    executor = ThreadPoolExecutor(min(len(shards), pool.cores()))  # hashlib lets other threads work
+    try:
+        with console.progress("checking the shards", sum(shard["bytes"] for _, shard in shards), "bytes") as shown:
+            hashes = executor.map(_sha256, (file for file, _ in shards))
+            for (file, shard), found in zip(shards, hashes, strict=True):
+                if found != shard["sha256"]:
+                    raise UserError(f"{file} was altered or damaged: its SHA-256 is not the manifest's; {REBUILD}")
+                shown.update(shown.done + shard["bytes"])
+    except OSError as error:
+        raise UserError(f"{error.filename or prepared.folder} cannot be read ({error.strerror or error}); {REBUILD}") from None
+    finally:
+        executor.shutdown(cancel_futures=True)

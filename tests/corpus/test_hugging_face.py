@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lmtiny import console
+from lmtiny import console, ownership
 from lmtiny.corpus import download, hugging_face
 from lmtiny.corpus.backoff import Backoff
 from lmtiny.errors import UserError
@@ -166,7 +166,8 @@ def test_a_server_that_always_starts_over_does_not_keep_us_for_ever(hub, get, mo
 @pytest.mark.parametrize("rest", [b"", b"x" * 5_000, b"y" * 10_000_000])
 def test_a_partial_file_of_something_else_is_found_out(hub, get, tmp_path, rest) -> None:
     partial = tmp_path / "hf" / "owner" / "set" / hub_server.COMMIT / f"{NAMES[0]}.partial"
-    partial.parent.mkdir(parents=True)
+    ownership.claim(partial.parents[1], download.PURPOSE, "")
+    partial.parent.mkdir()
     partial.write_bytes(rest)
     get()
     assert only_whole_files(tmp_path, hub) and not partial.exists()
@@ -208,7 +209,7 @@ def test_no_name_leads_out_of_the_folder(hub, get, tmp_path, name) -> None:
     hub.files[name], hub.announced[name] = b"PAR1 evil PAR1", "git"
     with pytest.raises(UserError, match="leads out of .* or is no file's: nothing is written there"):
         get(0)
-    assert [file.name for file in tmp_path.rglob("*") if file.is_file()] == [next(tmp_path.rglob("listing-*")).name]
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {".lmtiny", next(tmp_path.rglob("listing-*")).name}
     assert not list(tmp_path.parent.glob("evil*"))
 
 
@@ -218,6 +219,72 @@ def test_a_commit_from_the_server_is_no_way_out_either(get, tmp_path, monkeypatc
     with pytest.raises(UserError, match="is not a commit"):
         get()
     assert not list(tmp_path.rglob("*"))
+
+
+HUGE = 10**4000
+HOSTILE = [
+    [], None, {"commit": "../../up"}, {"commit": None}, {"shards": []}, {"shards": {}}, {"shards": [{}]}, {"shards": [1]},
+    *({"shards": [{"path": "a.parquet", "size": 1, "hash": "", **one}]} for one in (
+        {"size": -1}, {"size": HUGE}, {"size": "1"}, {"size": True}, {"path": 1}, {"path": "../a"}, {"hash": None}, {"hash": "md5:0"},
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", HOSTILE, ids=lambda change: str(change)[:60])
+def test_a_listing_of_anyones_is_told_in_one_line_and_leads_nowhere(hub, get, tmp_path, change) -> None:
+    get()
+    file = next(tmp_path.rglob("listing-*"))
+    listing = json.loads(file.read_text())
+    file.write_text(json.dumps({**listing, **change} if isinstance(change, dict) else change))
+    before = {path: path.read_bytes() for path in tmp_path.parent.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is damaged|leads out of") as error:
+        get()
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert {path: path.read_bytes() for path in tmp_path.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_listing_that_is_nested_deep_or_no_json_is_told_in_one_line(hub, get, tmp_path) -> None:
+    get()
+    file = next(tmp_path.rglob("listing-*"))
+    for text in ("[" * 100_000, '{"commit": NaN}', "\xff", "", "9" * 5000):
+        file.write_text(text)
+        with pytest.raises(UserError, match="is damaged; remove it, and what it lists is asked for again"):
+            get()
+
+
+def test_a_strangers_files_where_shards_would_go_stay(hub, get, tmp_path) -> None:
+    home = tmp_path / "hf" / "owner" / "set"
+    mine = [home / hub_server.COMMIT / NAMES[0], home / hub_server.COMMIT / f"{NAMES[4]}.partial", home / "listing-x.json"]
+    for file in mine:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+        with pytest.raises(UserError, match=r"^corpus.download_dir: .* holds files that lmtiny did not write \("):
+            get()
+    assert [file.read_text() for file in mine] == ["mine"] * 3 and len(list(home.rglob("*"))) == 4 and not hub.asked
+
+
+def test_nothing_is_written_through_a_link(hub, get, tmp_path) -> None:
+    root, elsewhere = tmp_path / "hf" / "owner" / "set" / hub_server.COMMIT, tmp_path / "elsewhere"
+    ownership.claim(root.parent, download.PURPOSE, "")
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    root.symlink_to(elsewhere)
+    get()  # a whole folder may lie on another disk
+    assert only_whole_files(tmp_path, hub)
+    (elsewhere / NAMES[0]).unlink()
+    (elsewhere / f"{NAMES[0]}.partial").symlink_to(elsewhere / "mine")
+    with pytest.raises(UserError, match="leads out of .* through a link"):
+        get()
+    assert (elsewhere / "mine").read_text() == "mine"
+
+
+def test_what_an_older_lmtiny_downloaded_is_used_without_a_mark(hub, get, tmp_path) -> None:
+    first = get()
+    mark = next(tmp_path.rglob(".lmtiny"))
+    mark.unlink()
+    asked = len(hub.asked)
+    assert get() == first and len(hub.asked) == asked and not mark.exists()
+    assert len(get(revision=hub_server.COMMIT)) == 2 and mark.exists()
 
 
 def test_small_files_are_checked_by_their_git_hash(hub, get, tmp_path) -> None:
@@ -316,7 +383,8 @@ def test_two_processes_do_not_write_the_same_shard(get, tmp_path, monkeypatch, c
     from lmtiny import files
 
     root = tmp_path / "hf" / "owner" / "set" / hub_server.COMMIT
-    root.mkdir(parents=True)
+    ownership.claim(root.parent, download.PURPOSE, "")
+    root.mkdir()
     with open(root / ".lock", "ab") as held:
         assert files.try_lock(held)
         monkeypatch.setattr(files.time, "sleep", lambda _: held.close())  # the other one ends while we wait

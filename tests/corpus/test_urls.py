@@ -101,10 +101,29 @@ def test_a_name_that_leads_out_is_refused(memory: Any, tmp_path: pathlib.Path) -
     copies("memory://bucket", tmp_path)
     (listing_file,) = tmp_path.rglob("listing.json")
     listing = json.loads(listing_file.read_text())
-    listing["files"][0]["name"] = "../../../evil.txt"
+    listing["files"][0]["name"] = "deep//evil.txt"
     listing_file.write_text(json.dumps(listing))
     with pytest.raises(UserError, match="leads out of"):
         copies("memory://bucket", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"url": "memory://other"}, {"parent": "/secret/"}, {"parent": "/bucket/../secret/"}, {"parent": "/bucket-of-others/"},
+     {"parent": None}, {"files": None}, {"files": [{}]}, *({"files": [{"name": "a.txt", "size": 6, "version": {}, **one}]} for one in (
+        {"name": "../../../evil.txt"}, {"size": -1}, {"size": 10**4000}, {"size": "6"}, {"version": None}, {"version": {"etag": 1}},
+    ))],
+    ids=lambda change: str(change)[:50],
+)  # fmt: skip
+def test_a_listing_of_anyones_reads_nothing_that_the_url_does_not_name(memory: Any, tmp_path: pathlib.Path, change: dict) -> None:
+    memory.pipe("/secret/a.txt", b"secret")
+    copies("memory://bucket", tmp_path)
+    (listing_file,) = tmp_path.rglob("listing.json")
+    listing_file.write_text(json.dumps({**json.loads(listing_file.read_text()), **change}))
+    (next(tmp_path.rglob("a.txt"))).unlink()
+    with pytest.raises(UserError, match="is damaged") as error:
+        copies("memory://bucket", tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.rglob("a.txt"))
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def test_the_tokenizer_learns_from_the_mixture(
 def test_with_a_ready_tokenizer_weights_change_without_another_preparation(
     config_of: Any, folders: dict[str, pathlib.Path], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer.learn("byte", [], 300, 0).save(tmp_path / "ready")
-    ready = {"tokenizer.path": str(tmp_path / "ready")}
+    tokenizer.learn("byte", [], 300, 0).save(tmp_path / "tokenizer")
+    ready = {"tokenizer.path": str(tmp_path / "tokenizer")}
     prepared, _ = mixed(config_of, "ready", sources(folders, books=1.0, wiki=1.0), **ready)
     again, config = mixed(config_of, "ready", sources(folders, books=9.0, wiki=1.0), **ready)
     assert again.digest == prepared.digest

@@ -112,7 +112,7 @@ def test_a_finished_one_is_recognised_at_once(config_of, hashes, monkeypatch) ->
     prepared = prepare(config)
     before = hashes(prepared.folder)
     assert {path.name for path in prepared.folder.iterdir()} == {
-        ".lock", "manifest.json", "report.html", "report.json", "tokenizer",
+        ".lmtiny", ".lock", "manifest.json", "report.html", "report.json", "tokenizer",
         *(file.name for split in shards.SPLITS for file in prepared.shards(split))
     }  # fmt: skip
     monkeypatch.setattr(preparation, "_build", None)
@@ -336,7 +336,7 @@ def test_damage_is_noticed(config_of) -> None:
     with pytest.raises(UserError, match=r"manifest\.json"):
         prepare(config)
     manifest.write_bytes(good[manifest][:100])
-    with pytest.raises(UserError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(UserError, match=r"manifest\.json is not JSON: .*--rebuild"):
         prepare(config)
     for other in ({"format": 99}, {}, []):
         manifest.write_text(json.dumps(other))
@@ -420,7 +420,7 @@ def test_text_that_only_repeats_itself_is_refused_in_words(config_of, tmp_path) 
 
 def test_a_folder_that_cannot_be_written(config_of, tmp_path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match="taken' is a file; name a folder"):
+    with pytest.raises(UserError, match="data.dir: .*taken is a file; name a folder"):
         prepare(config_of("taken"))
 
 

@@ -66,3 +66,48 @@ def test_nothing_is_removed_through_a_link(tmp_path):
     (inside / "link").symlink_to(target)
     ownership.remove(inside)
     assert not inside.exists() and ownership.purpose(target) == "a run"
+
+
+def test_a_strangers_file_with_the_marks_name_stays_and_what_a_mark_links_to(tmp_path):
+    mark, thesis, whole = tmp_path / "folder" / ownership.MARK, tmp_path / "thesis.txt", "lmtiny wrote this folder: a run\n"
+    mark.parent.mkdir()
+    thesis.write_text("mine")
+    for make in (lambda: mark.write_text("mine"), lambda: mark.symlink_to(thesis), mark.mkdir):
+        make()
+        for is_ours in (lambda: False, lambda: True):
+            with pytest.raises(UserError):
+                ownership.claim(mark.parent, "a run", "--workdir", is_ours)
+        assert thesis.read_text() == "mine" and not (mark.is_file() and mark.read_text() != "mine")
+        mark.rmdir() if mark.is_dir() else mark.unlink()
+    for half in ("", whole[:9], whole[:-3]):
+        mark.write_text(half)
+        ownership.claim(mark.parent, "a run", "--workdir")
+        assert mark.read_text() == whole
+    (mark.parent / "ours").write_text("")
+    mark.write_text(whole[:-3])
+    with pytest.raises(UserError):
+        ownership.remove(mark.parent)
+
+
+def test_an_empty_folder_can_be_removed_and_files_by_name_in_a_marked_one(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    ownership.remove(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "a").write_text("mine")
+    with pytest.raises(UserError, match="so nothing in it is deleted"):
+        ownership.remove_files(folder, ["a"])
+    ownership.claim(folder, "a run", "--workdir", lambda: True)
+    (folder / "b").mkdir()
+    (folder / "b" / "c").write_text("mine")
+    (folder / "d").write_text("mine")
+    ownership.remove_files(folder, ["a", "b", "none"])
+    ownership.remove_unused(folder)
+    assert contents(folder) == {".lmtiny": b"lmtiny wrote this folder: a run\n", "b": None, "b/c": b"mine", "d": b"mine"}
+    (folder / "d").unlink()
+    (folder / "b" / "c").unlink()
+    (folder / "b").rmdir()
+    (folder / ".lock").touch()
+    ownership.remove_unused(folder)
+    assert not folder.exists()
