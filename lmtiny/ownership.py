@@ -23,7 +23,7 @@ def purpose(folder: pathlib.Path) -> str:
     if mark.is_symlink() or not mark.is_file() or mark.stat().st_size > MAX_BYTES:
         return ""
     first, _, said = mark.read_bytes().decode(errors="replace").partition(_FIRST_WORDS)
-    return said.strip() if not first and said.endswith("\n") else ""
+    return said[:-1] if not first and said[:-1].isprintable() and said.endswith("\n") else ""
 
 
 def refuse_strangers(folder: pathlib.Path, what: str, named_by: str, is_ours: Callable[[], bool] = lambda: False) -> None:

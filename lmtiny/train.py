@@ -46,7 +46,7 @@ def main() -> int:
     with ctrl_c.imports():
         import jax
 
-        from lmtiny.data import prepare, prepared_before, refuse_another_tokenizer
+        from lmtiny.data import prepare, prepared_before, refuse_another_tokenizer, verify
         from lmtiny.model import attend
         from lmtiny.parallel import cpu_matmul, host
         from lmtiny.parallel import mesh as mesh_lib
@@ -73,6 +73,7 @@ def main() -> int:
     fit.refuse_if_too_large(attend.resolved(config, mesh)[0], mesh.shape, mesh_lib.chip_here())
     # A resumed run needs its rows, not the text, which may have changed or gone since.
     data = (prepared_before(config, rows) if rows and not args.rebuild else None) or prepare(config, rebuild=args.rebuild)
+    verify(data)  # rows of the same size and in another order would train another model without a word
     config.tokenizer.vocab_size = data.tokenizer.vocab_size
     mesh = mesh_lib.make_mesh(config)
     mesh_lib.refuse_unless_same_everywhere(data.digest, "the prepared data")

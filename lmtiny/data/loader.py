@@ -36,6 +36,7 @@ class Rows:
         self.context_length = context_length
         self.per_stored = stored // context_length
         self._dtype, self._width, self._folder = prepared.dtype, stored + 1, prepared.folder
+        self._vocab_size = int(prepared.manifest["tokenizer"]["vocab_size"])
         self._files = prepared.shards(split)
         counts = [shard["rows"] for shard in prepared.manifest["splits"][split]["shards"]]
         self._first = np.cumsum([0, *counts])
@@ -73,7 +74,10 @@ class Rows:
             raise UserError(f"{self._files[shard]} is damaged ({' '.join(str(error).split())[:200]}); {REBUILD}") from error
         if any(len(record) != self._width * self._dtype.itemsize for record in records):
             raise UserError(f"{self._files[shard]} holds a record that is not a row of {self._width} tokens; {REBUILD}")
-        return np.frombuffer(b"".join(records), self._dtype).reshape(len(positions), self._width)
+        rows = np.frombuffer(b"".join(records), self._dtype).reshape(len(positions), self._width)
+        if rows.size and int(rows.max()) >= self._vocab_size:  # an embedding would be looked up that is not there
+            raise UserError(f"{self._files[shard]} holds a token that its tokenizer does not have; {REBUILD}")
+        return rows
 
 
 def batches(

@@ -25,7 +25,7 @@ _SHAPE = {
     "dropped": {str: {str: _COUNTS}},
     "changed": {str: _COUNTS},
     "evaluation": _COUNTS,
-    "splits": {str: {str: int}},
+    "splits": {"train": {str: int}, "validation": {str: int}},
     "mixture": {str: {"tokens": int, "by_size": float, "wanted": (float, type(None)), "got": float}},
     "lengths": _COUNTS,
     "scores": _COUNTS,
@@ -132,8 +132,9 @@ def publish(folder: pathlib.Path, work: pathlib.Path) -> None:
 
 
 def _write(folder: pathlib.Path, report: dict[str, Any]) -> None:
+    page = report_page.page(report)  # first: of another's report it may not be possible
     files.write_aside(folder / JSON, _as_json(report))
-    files.write_aside(folder / PAGE, report_page.page(report))
+    files.write_aside(folder / PAGE, page)
 
 
 def _as_json(report: dict[str, Any]) -> str:

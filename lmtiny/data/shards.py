@@ -166,7 +166,7 @@ def read(folder: pathlib.Path) -> Prepared:
     for file, shard in _shards(prepared):
         size = file.stat().st_size if file.is_file() else None
         if size != shard["bytes"]:
-            state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+            state = "is missing" if size is None else f"has {size} bytes instead of {json_data.short(shard['bytes'])}"
             raise UserError(f"{file} {state}; {REBUILD}")
     return prepared
 

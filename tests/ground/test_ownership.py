@@ -47,7 +47,7 @@ def test_a_mark_for_something_else_is_no_mark(tmp_path):
         ownership.claim(tmp_path, "a run", "--workdir")
 
 
-@pytest.mark.parametrize("mark", ["", "mine", "lmtiny wrote this folder: ", "x" * 10_000])
+@pytest.mark.parametrize("mark", ["", "mine", "lmtiny wrote this folder: ", "lmtiny wrote this folder: a\nb\n", "x" * 10_000])
 def test_a_file_with_the_marks_name_and_other_content_is_no_mark(tmp_path, mark):
     (tmp_path / ownership.MARK).write_text(mark)
     (tmp_path / "thesis.txt").write_text("mine")
