@@ -17,7 +17,7 @@ import loguru
 import ml_collections
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 
-from lmtiny import console, files
+from lmtiny import console, files, json_data
 from lmtiny.errors import UserError
 from lmtiny.refining.stages import Stage
 
@@ -90,7 +90,7 @@ def _on_slurm(stages: list[Stage], folder: pathlib.Path, corpus: ml_collections.
         return
     submitted = folder / "submitted.json"
     again = "give the same command again when they have ended; what is finished is kept"
-    if submitted.exists() and (waiting := _in_queue(json.loads(submitted.read_bytes()))):
+    if submitted.exists() and (waiting := _in_queue(json_data.read(submitted, [str]))):
         raise UserError(f"Slurm jobs {', '.join(waiting)} are still at work on this corpus; {again}")
     try:
         executors[-1].launch_job()  # which launches those that it depends on first

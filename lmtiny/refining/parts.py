@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from lmtiny.corpus import Document
+from lmtiny.errors import UserError
 
 
 def documents_path(folder: pathlib.Path, rank: int) -> pathlib.Path:
@@ -23,7 +24,10 @@ def tallies(*folders: pathlib.Path) -> list[pathlib.Path]:
 
 
 def documents_of(path: pathlib.Path) -> Iterator[Document]:
-    """Yields the documents of a file."""
+    """Yields the documents of a file; raises UserError where it is damaged."""
     with open(path, "rb") as file:
         for line in file:
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError(f"{path} is damaged; remove it, and it is made anew") from None

@@ -8,6 +8,9 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from lmtiny import json_data
+from lmtiny.errors import UserError
+
 SAMPLES = 3  # texts kept for each source, stage and reason: those of the smallest hashes, whoever counts
 SAMPLE_CHARACTERS = 1200  # of each
 LENGTH_BINS = 32  # of documents by length: bin b holds those of 2^b bytes up to 2^(b+1)
@@ -15,6 +18,12 @@ SCORE_BINS = 20  # of the quality score, 0 to 1
 READ, KEPT = "read", "kept"
 NO_TEXT = "no text"  # why reading drops a record
 FORMAT = 3  # of a tally in a file: raise it when it is another, so that an unfinished preparation counts anew
+
+_COUNTS = {str: [int]}
+_SHAPE = {
+    "flow": {str: _COUNTS}, "dropped": {str: {str: _COUNTS}}, "changed": {str: _COUNTS}, "lengths": _COUNTS, "scores": _COUNTS,
+    "evaluation": _COUNTS, "samples": {str: [{"order": str, "id": str, "text": str, "characters": int, "note": str}]},
+}  # fmt: skip
 
 
 class Tally:
@@ -91,26 +100,32 @@ class Tally:
 
 
 def load(paths: Iterable[pathlib.Path]) -> Tally:
-    """Returns the sum of the tallies in the files."""
+    """Returns the sum of the tallies in the files; raises UserError where one is damaged."""
     total = Tally()
     for path in paths:
-        one = json.loads(path.read_bytes())
-        for stage, sources in one["flow"].items():
-            for source, counts in sources.items():
-                _add(total.flow.setdefault(stage, {}).setdefault(source, [0, 0]), counts)
-        for stage, sources in one["dropped"].items():
-            for source, reasons in sources.items():
-                for reason, counts in reasons.items():
-                    _add(total.dropped.setdefault(stage, {}).setdefault(source, {}).setdefault(reason, [0, 0]), counts)
-        for stage, sources in one["changed"].items():
-            for source, counts in sources.items():
-                _add(total.changed.setdefault(stage, {}).setdefault(source, [0, 0]), counts)
-        for mine, theirs in ((total.lengths, one["lengths"]), (total.scores, one["scores"]), (total.evaluation, one["evaluation"])):
-            for source, counts in theirs.items():
-                _add(mine.setdefault(source, [0] * len(counts)), counts)
-        for key, held in one["samples"].items():
-            total.samples[key] = _smallest([*total.samples.get(key, []), *held])
+        try:
+            _add_tally(total, json_data.read(path, _SHAPE))
+        except ValueError:  # lists of another length
+            raise UserError(f"{path} is damaged: its counts are not of one kind; remove the folder {path.parent}") from None
     return total
+
+
+def _add_tally(total: Tally, one: dict[str, Any]) -> None:
+    for stage, sources in one["flow"].items():
+        for source, counts in sources.items():
+            _add(total.flow.setdefault(stage, {}).setdefault(source, [0, 0]), counts)
+    for stage, sources in one["dropped"].items():
+        for source, reasons in sources.items():
+            for reason, counts in reasons.items():
+                _add(total.dropped.setdefault(stage, {}).setdefault(source, {}).setdefault(reason, [0, 0]), counts)
+    for stage, sources in one["changed"].items():
+        for source, counts in sources.items():
+            _add(total.changed.setdefault(stage, {}).setdefault(source, [0, 0]), counts)
+    for mine, theirs in ((total.lengths, one["lengths"]), (total.scores, one["scores"]), (total.evaluation, one["evaluation"])):
+        for source, counts in theirs.items():
+            _add(mine.setdefault(source, [0] * len(counts)), counts)
+    for key, held in one["samples"].items():
+        total.samples[key] = _smallest([*total.samples.get(key, []), *held])
 
 
 def _smallest(held: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from lmtiny.data import prepare, report
+from lmtiny.errors import UserError
 from lmtiny.refining import Tally, tally
 from tests.refining.planted import prose
 
@@ -223,3 +224,18 @@ def test_mixture_wanted_stands_beside_mixture_got(config_of) -> None:
     wanted = dict.fromkeys(found["mixture"], 0.2)
     shown = report.report_page._mixture({source: {**of, "wanted": wanted[source]} for source, of in found["mixture"].items()})
     assert shown.count("20.00 %") == 5 and len(re.findall(r'fill="#222"', shown)) == 5
+
+
+@pytest.mark.parametrize("change", [{"flow": None}, {"flow": {"read": {"a": [1, 2, 3]}}}, {"samples": {"a": [{}]}}, {"lengths": {"a": [""]}}])
+def test_a_damaged_tally_is_told_in_one_line(tmp_path, change) -> None:
+    one = Tally()
+    one.passed("read", "a", 5)
+    one.keep("a", "id", "text")
+    file = tmp_path / "0.json"
+    file.write_text(json.dumps({**json.loads(one.to_json()), **change}))
+    with pytest.raises(UserError, match=re.escape(str(file))) as error:
+        tally.load([file])
+    assert "\n" not in str(error.value)
+    file.write_text("{")
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        tally.load([file])

@@ -66,6 +66,12 @@ def test_slurm_is_given_the_stages_in_a_row(make_corpus, refined, slurm, monkeyp
     monkeypatch.setenv("QUEUE", "104")
     with pytest.raises(UserError, match=r"Slurm jobs 104 are still at work"):
         refined(folder, **knobs)
+    [submitted] = (slurm.parent / "work").rglob("submitted.json")
+    for damaged in ("{}", "[1]", "["):
+        submitted.write_text(damaged)
+        with pytest.raises(UserError, match=r"submitted\.json"):
+            refined(folder, **knobs)
+    submitted.unlink()
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable))
     with pytest.raises(UserError, match="needs sbatch, which is not on this machine"):
         refined(folder, **knobs)
