@@ -46,7 +46,10 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     depends_on = _depends_on(config, units, given)
     folder = pathlib.Path(config.data.dir) if config.data.dir else default_folder(config, given, depends_on)
     _refuse_strangers(folder, config)
-    if not rebuild and (found := _finished(folder, config, depends_on)) and not _is_left_over(folder / WORK):
+    if not rebuild and (found := _finished(folder, config, depends_on)):
+        if _is_left_over(folder / WORK):
+            with contextlib.suppress(OSError), files.locked(folder, lambda: _say_waiting(folder)):  # or the folder is only read
+                _tidy(folder)
         return _used_again(found, config)
     refining.check(refining.plan_of(config), config.corpus.executor)
     corpus.check(units)  # not before: what is finished is used without the libraries that it was made with
@@ -54,8 +57,8 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     try:
         with _written_to(folder), files.locked(folder, lambda: _say_waiting(folder)):
             ownership.claim(folder, PURPOSE, "data.dir", lambda: shards.is_prepared(folder))
-            # Another process made it meanwhile, or was killed after that.
-            if not rebuild and (found := _finished(folder, config, depends_on)):
+            files.sweep(folder)
+            if not rebuild and (found := _finished(folder, config, depends_on)):  # another process made it meanwhile
                 _tidy(folder)
                 return _used_again(found, config)
             _refuse_links(folder)
@@ -63,7 +66,6 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
             if rebuild:
                 _remove(folder)
                 ownership.claim(folder / WORK, UNFINISHED, "data.dir")
-            files.sweep(folder)
             files.sweep(folder / WORK)
             _build(config, units, given, folder, depends_on)
             _tidy(folder)
@@ -120,6 +122,7 @@ def _tidy(folder: pathlib.Path) -> None:
     if not _is_left_over(folder / WORK):
         return
     try:
+        files.sweep(folder)
         report.publish(folder, folder / WORK)
         ownership.remove(folder / WORK)
     except (OSError, UserError) as error:

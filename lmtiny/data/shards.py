@@ -164,7 +164,10 @@ def read(folder: pathlib.Path) -> Prepared:
     """
     prepared = Prepared(folder, _read_manifest(folder))
     for file, shard in _shards(prepared):
-        size = file.stat().st_size if file.is_file() else None
+        try:
+            size = file.stat().st_size if file.is_file() else None
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror})") from None
         if size != shard["bytes"]:
             state = "is missing" if size is None else f"has {size} bytes instead of {json_data.short(shard['bytes'])}"
             raise UserError(f"{file} {state}; {REBUILD}")
