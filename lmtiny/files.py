@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 _ASIDE = re.compile(r"\.aside-\d+-[0-9a-f]{8}(\.|$)")  # in the name of what is not finished
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # not two slashes: of these pathlib leaves one; two letters: not a drive
+# One slash: of two pathlib leaves one. Two letters: one is a drive of Windows.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def is_aside(path: pathlib.Path) -> bool:
@@ -25,23 +26,24 @@ def is_aside(path: pathlib.Path) -> bool:
 
 
 def refuse_url(path: str | os.PathLike[str], named_by: str) -> None:
-    """Raises UserError where `path` is an address, as in gs://bucket/folder, and so would become a local folder of that name.
+    """Raises UserError where `path` is an address, as in gs://bucket/folder: it would become a local folder.
 
     Args:
       named_by: the flag or knob that gives the path, as in "--workdir".
     """
     if _URL.match(os.fspath(path)):
-        raise UserError(f"{named_by}: {os.fspath(path)} is an address; only folders and files of this machine can be used there")
+        where = "only folders and files of this machine can be used there"
+        raise UserError(f"{named_by}: {os.fspath(path)} is an address; {where}")
 
 
 def sweep(folder: pathlib.Path) -> None:
-    """Removes what killed processes left unfinished in a folder of ours; to be called by the one that holds its lock."""
+    """Removes what killed processes left unfinished in a folder of ours; for the one that holds its lock."""
     for path in filter(is_aside, folder.iterdir()):
         _discard(path)
 
 
 def _discard(path: pathlib.Path) -> None:
-    """Removes what is not finished; where it cannot be removed, it stays: nothing takes it for something else."""
+    """Removes what is not finished; where that fails it stays: nothing takes it for something else."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -51,7 +53,7 @@ def _discard(path: pathlib.Path) -> None:
 
 @contextmanager
 def written(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path beside `path` to write a file or a folder at; it is renamed to `path` when the block ends well.
+    """Yields a path beside `path` to write a file or a folder at; renamed to `path` when the block ends well.
 
     A file takes the place of the file there; a folder that holds anything is never replaced, but an OSError.
     """

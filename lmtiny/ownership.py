@@ -14,7 +14,8 @@ from lmtiny.errors import UserError
 MARK = ".lmtiny"
 MAX_BYTES = 200  # of a mark
 _FIRST_WORDS = "lmtiny wrote this folder: "
-_COUNTS_AS_EMPTY = {".lock", "lost+found"}  # a lock that a killed process left; what a new file system comes with
+# A lock that a killed process left; what a new file system comes with.
+_COUNTS_AS_EMPTY = {".lock", "lost+found"}
 
 
 def purpose(folder: pathlib.Path) -> str:
@@ -38,7 +39,8 @@ def refuse_strangers(folder: pathlib.Path, what: str, named_by: str, is_ours: Ca
         return
     if not folder.is_dir():
         raise UserError(f"{named_by}: {folder} is a file; name a folder")
-    found = _strangers(folder)  # before the mark is read: another process that claims the folder marks it first of all
+    # Before the mark is read: another process that claims the folder marks it first of all.
+    found = _strangers(folder)
     marked = purpose(folder)
     if marked and marked != what:
         raise UserError(f"{named_by}: {folder} holds {marked}, not {what}; name another folder")
@@ -60,13 +62,14 @@ def claim(folder: pathlib.Path, what: str, named_by: str, is_ours: Callable[[], 
     if purpose(folder) != what:
         folder.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(folder / MARK) and not _is_half_written(folder / MARK):
-            raise UserError(f"{named_by}: {folder / MARK} was not written by lmtiny; nothing was changed. Name another folder")
+            mark = f"{folder / MARK} was not written by lmtiny"
+            raise UserError(f"{named_by}: {mark}; nothing was changed. Name another folder")
         # Not aside and renamed: another process that claims the same folder would take the file aside for a stranger's.
         (folder / MARK).write_text(f"{_FIRST_WORDS}{what}\n")
 
 
 def remove(folder: pathlib.Path) -> None:
-    """Removes a marked folder with all in it, the mark last, or an empty one; does nothing where there is no folder.
+    """Removes a marked folder with all in it, the mark last, or an empty one; does nothing where there is none.
 
     Raises:
       UserError: it has no mark.
@@ -84,7 +87,7 @@ def remove(folder: pathlib.Path) -> None:
 
 
 def remove_files(folder: pathlib.Path, names: Iterable[str]) -> None:
-    """Removes those of the files `names` that a marked folder holds, in this order; a folder of such a name stays.
+    """Removes those of the files `names` that a marked folder holds, in order; a folder of such a name stays.
 
     Raises:
       UserError: it has no mark.
@@ -116,7 +119,7 @@ def _strangers(folder: pathlib.Path) -> list[str]:
 
 
 def _is_half_written(mark: pathlib.Path) -> bool:
-    """Returns whether the file is a mark, or the beginning of one, as a killed process or a full disk leaves it."""
+    """Returns whether the file is a mark, or the beginning of one, as a kill or a full disk leaves it."""
     if mark.is_symlink() or not mark.is_file() or mark.stat().st_size > MAX_BYTES:
         return False
     text = mark.read_bytes().decode(errors="replace")

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import functools
 import os
 import pathlib
 import shlex
@@ -33,7 +34,8 @@ COMPARISON = "a comparison of tokenizers"
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rebuild", action="store_true", help="prepare anew, replacing what lmtiny wrote into the folder")
+    what = "prepare anew, replacing what lmtiny wrote into the folder"
+    parser.add_argument("--rebuild", action="store_true", help=what)
     parser.add_argument("--verify", action="store_true", help="also compare every byte of the shards with the manifest's hashes")
     what = "count the tokens of sample texts beside other tokenizers; tables and a plot go into FOLDER (default: %(const)s)"
     parser.add_argument("--compare", metavar="FOLDER", type=pathlib.Path, nargs="?", const="compare", help=what)
@@ -53,17 +55,18 @@ def _written_to(flag: str, path: pathlib.Path) -> Iterator[None]:
 
 
 def _refuse_to_write(export: pathlib.Path) -> None:
-    """Raises UserError where a tokenizer.json cannot be, or where there is anything but one that lmtiny wrote."""
+    """Raises UserError where a tokenizer.json cannot be, or anything but one that lmtiny wrote is."""
     if not (folder := export.absolute().parent).is_dir():
         raise UserError(f"--export {export} cannot be written: there is no folder {folder}")
     if export.is_dir():
         raise UserError(f"--export {export} is a folder; name a file, such as {export / 'tokenizer.json'}")
     if os.path.lexists(export) and not _is_an_export(export):
-        raise UserError(f"--export {export} is there, and is no tokenizer.json of lmtiny's; name another file, or take it away")
+        what_to_do = "name another file, or take it away"
+        raise UserError(f"--export {export} is there, and is no tokenizer.json of lmtiny's; {what_to_do}")
 
 
 def _is_an_export(file: pathlib.Path) -> bool:
-    """Returns whether the file is one that `tokenizer_json` gives: only such a one is read as a tokenizer of our own kind."""
+    """Returns whether the file is one that `tokenizer_json` gives: no other is read as one of our own kind."""
     if not file.is_file() or file.is_symlink():
         return False
     try:
@@ -79,7 +82,11 @@ def _is_a_comparison(folder: pathlib.Path) -> bool:
 
     text = folder / "compare.txt"
     own = {f"compare.{suffix}" for suffix in ("txt", "md", "png")}
-    return {path.name for path in folder.iterdir()} <= own and text.is_file() and compare.EXPLAINED.encode() in text.read_bytes()
+    return (
+        {path.name for path in folder.iterdir()} <= own
+        and text.is_file()
+        and compare.EXPLAINED.encode() in text.read_bytes()
+    )
 
 
 def main() -> None:
@@ -87,11 +94,10 @@ def main() -> None:
     only_compared = {"--compare-with": args.compare_with, "--ranks": args.ranks, "--samples": args.samples}
     if not args.compare and (idle := [flag for flag, value in only_compared.items() if value]):
         raise UserError(f"{', '.join(idle)}: only with --compare")
-    paths = {"--export": [args.export], "--compare": [args.compare], "--ranks": [args.ranks], "--samples": [args.samples],
-             "--compare-with": args.compare_with or []}  # fmt: skip
-    for flag, given in paths.items():
-        for path in filter(None, given):
-            refuse_url(path, flag)
+    for flag in ("--export", "--compare", "--ranks", "--samples", "--compare-with"):
+        value = getattr(args, flag[2:].replace("-", "_"))
+        for path in value if isinstance(value, list) else [value]:
+            refuse_url(path or "", flag)
     refuse_another_tokenizer(config, args.overrides)
     tokenizer = ready_tokenizer(config) if args.compare or args.export else None
     # Before anything is prepared, which may take an hour.
@@ -103,7 +109,8 @@ def main() -> None:
         from lmtiny.tokenizer import compare
 
         with _written_to("--compare", args.compare):
-            ownership.refuse_strangers(args.compare, COMPARISON, "--compare", lambda: _is_a_comparison(args.compare))
+            is_ours = functools.partial(_is_a_comparison, args.compare)
+            ownership.refuse_strangers(args.compare, COMPARISON, "--compare", is_ours)
         peers = compare.peers(args.compare_with or list(compare.PEERS), args.ranks)
         texts = compare.samples(args.samples or compare.SAMPLES)
     if tokenizer is None or args.rebuild or args.verify:
@@ -127,7 +134,7 @@ def main() -> None:
     if args.compare:
         found = compare.compare(tokenizer, peers, texts)
         with _written_to("--compare", args.compare):
-            ownership.claim(args.compare, COMPARISON, "--compare", lambda: _is_a_comparison(args.compare))
+            ownership.claim(args.compare, COMPARISON, "--compare", is_ours)
         title = f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {tokenizer.hash[:12]}"
         console.say(f"{compare.as_text(found)}\n\n" + " ".join(map(str, compare.save(found, args.compare, title))))
     overrides = (f"--config.{name}={shlex.quote(value)}" for name, value in args.overrides.items())

@@ -10,8 +10,14 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "lmtiny"
 DECIDE = {"ownership.py", "files.py"}
 # file -> what it may call, and why nothing of others is lost by it.
 ELSEWHERE = {
-    "corpus/download.py": {"replace", "unlink", "open"},  # NAME.partial in a marked folder grows over days, and gets its name at the end
-    "data/publishing.py": {"replace"},  # a finished shard, from the marked parts/ into the marked folder that it lies in
+    "corpus/download.py": {
+        "replace",
+        "unlink",
+        "open",
+    },  # NAME.partial in a marked folder grows over days, and gets its name at the end
+    "data/publishing.py": {
+        "replace"
+    },  # a finished shard, from the marked parts/ into the marked folder that it lies in
     "data/shards.py": {"ArrayRecordWriter"},  # at the name that files.written gives
     "refining/decontamination.py": {"write_bytes"},  # in a folder that files.written names
     "tokenizer/compare.py": {"savefig"},  # at the name that files.written gives
@@ -35,9 +41,13 @@ def calls(source: str) -> set[str]:
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         module = getattr(getattr(node.func, "value", None), "id", "")
-        one_argument = len(node.args) == 1 and not node.keywords  # Path.replace; that of a text has two, that of dataclasses keywords
+        one_argument = (
+            len(node.args) == 1 and not node.keywords
+        )  # Path.replace; that of a text has two, that of dataclasses keywords
         given = [*node.args, *(keyword.value for keyword in node.keywords)]
-        modes = [set(one.value) for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        modes = [
+            set(one.value) for one in given if isinstance(one, ast.Constant) and isinstance(one.value, str)
+        ]
         writes = any(mode <= set("rwaxbt+") and mode & set("wax+") for mode in modes)
         if (
             name in ALWAYS
@@ -50,7 +60,9 @@ def calls(source: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.relative_to(PACKAGE).as_posix())
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.relative_to(PACKAGE).as_posix()
+)
 def test_nothing_is_deleted_or_overwritten_but_where_it_is_known_to_be_ours(file: pathlib.Path) -> None:
     name = file.relative_to(PACKAGE).as_posix()
     if name not in DECIDE:
@@ -67,6 +79,9 @@ def test_the_check_sees_what_deletes_or_overwrites(source: str) -> None:
     assert calls(source)
 
 
-@pytest.mark.parametrize("source", ["a.replace('x', 'y')", "dataclasses.replace(a, b=1)", "open(a)", "open(a, 'rb')", "found.remove(a)"])
+@pytest.mark.parametrize(
+    "source",
+    ["a.replace('x', 'y')", "dataclasses.replace(a, b=1)", "open(a)", "open(a, 'rb')", "found.remove(a)"],
+)
 def test_the_check_lets_pass_what_does_not(source: str) -> None:
     assert not calls(source)

@@ -44,7 +44,9 @@ class Remote:
 
     def __post_init__(self) -> None:
         if not 0 <= self.size < 2**63 or not re.fullmatch("|sha256:[0-9a-f]{64}|git:[0-9a-f]{40}", self.hash):
-            raise UserError(f"the listing is damaged: {self.name!r:.80} has a size or a hash that no file has")
+            raise UserError(
+                f"the listing is damaged: {self.name!r:.80} has a size or a hash that no file has"
+            )
 
 
 def download(files: list[Remote], folder: pathlib.Path, what: str, backoff: Backoff) -> list[pathlib.Path]:
@@ -73,7 +75,7 @@ def download(files: list[Remote], folder: pathlib.Path, what: str, backoff: Back
 
 
 def listing(file: pathlib.Path, ask: Callable[[], dict[str, Any]], shape: Any) -> dict[str, Any]:
-    """Returns what `ask` said when it was asked first, and then was written to `file` as JSON of that `shape`.
+    """Returns what `ask` said when it was asked first, and was then written to `file` as JSON of that `shape`.
 
     The folder of `file` is marked as lmtiny's, which what is listed may then be downloaded into.
 
@@ -106,7 +108,9 @@ def _read_listing(file: pathlib.Path, shape: Any) -> dict[str, Any]:
     try:
         return dict(json_data.read(file, shape))
     except UserError as error:
-        raise UserError(f"{file} is damaged; remove it, and what it lists is asked for again ({error})") from None
+        raise UserError(
+            f"{file} is damaged; remove it, and what it lists is asked for again ({error})"
+        ) from None
 
 
 @contextmanager
@@ -147,7 +151,9 @@ def _refuse_without_room(folder: pathlib.Path, needed: int) -> None:
         raise UserError(f"{folder}: the download {sizes}; ask for fewer shards, or --config.corpus.download_dir names another folder")
 
 
-def _download_one(file: Remote, path: pathlib.Path, folder: pathlib.Path, backoff: Backoff, reached: Callable[[int], None]) -> None:
+def _download_one(
+    file: Remote, path: pathlib.Path, folder: pathlib.Path, backoff: Backoff, reached: Callable[[int], None]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     if partial.is_symlink() or not path.parent.resolve().is_relative_to(folder.resolve()):

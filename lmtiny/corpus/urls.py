@@ -31,8 +31,11 @@ def copies(url: str, folder: pathlib.Path, backoff: Backoff | None = None) -> tu
     system, path = _opened(url)
     home = folder / "url" / digest(url)[:16]
     listing = download.listing(home / "listing.json", lambda: _listed(url, system, path), _LISTING)
-    if listing["url"] != url or not all(_is_named(f"{listing['parent']}{file['name']}", path) for file in listing["files"]):
-        raise UserError(f"{home / 'listing.json'} is damaged: it lists what {url} does not name; remove it, and it is asked for again")
+    if listing["url"] != url or not all(
+        _is_named(f"{listing['parent']}{file['name']}", path) for file in listing["files"]
+    ):
+        what_to_do = "remove it, and it is asked for again"
+        raise UserError(f"{home / 'listing.json'} is damaged: it lists what {url} does not name; {what_to_do}")
     changed = f"{url} has changed since it was listed; remove {home} to have it anew"
     remotes = [
         download.Remote(file["name"], file["size"], "", _reader(system, f"{listing['parent']}{file['name']}", file["version"], changed))

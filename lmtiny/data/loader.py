@@ -75,7 +75,7 @@ class Rows:
         if any(len(record) != self._width * self._dtype.itemsize for record in records):
             raise UserError(f"{self._files[shard]} holds a record that is not a row of {self._width} tokens; {REBUILD}")
         rows = np.frombuffer(b"".join(records), self._dtype).reshape(len(positions), self._width)
-        if rows.size and int(rows.max()) >= self._vocab_size:  # an embedding would be looked up that is not there
+        if rows.size and int(rows.max()) >= self._vocab_size:  # whose embedding is not there
             raise UserError(f"{self._files[shard]} holds a token that its tokenizer does not have; {REBUILD}")
         return rows
 

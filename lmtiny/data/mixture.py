@@ -42,7 +42,9 @@ def order(
     if not mixture:
         return lambda places: shuffle.rows_at(places, num_rows, config.seed)
     if {one["source"] for one in mixture} != set(shares(config)):
-        raise UserError(f"the rows are of other sources than have a weight now: {', '.join(shares(config)) or 'none'}")
+        raise UserError(
+            f"the rows are of other sources than have a weight now: {', '.join(shares(config)) or 'none'}"
+        )
     import grain  # here, not above: who prepares does not read
 
     wanted, counts = shares(config), [one["rows"] * per_stored for one in mixture]

@@ -36,8 +36,8 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     What a killed run had finished is used; the result does not depend on that, nor on the number of processes.
 
     Raises:
-      UserError: the corpus cannot be used, the folder cannot be written or is not lmtiny's, it holds something else, or
-        what it holds is damaged.
+      UserError: the corpus cannot be used, the folder cannot be written or is not lmtiny's, it holds
+        something else, or what it holds is damaged.
     """
     if config.data.dir:
         _refuse_strangers(pathlib.Path(config.data.dir), config)  # before anything is downloaded for it
@@ -48,8 +48,8 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
     _refuse_strangers(folder, config)
     if not rebuild and (found := _finished(folder, config, depends_on)):
         if _is_left_over(folder / WORK):
-            with contextlib.suppress(OSError), files.locked(folder, lambda: _say_waiting(folder)):  # or the folder is only read
-                _tidy(folder)
+            with contextlib.suppress(OSError), files.locked(folder, lambda: _say_waiting(folder)):
+                _tidy(folder)  # if the folder can be written
         return _used_again(found, config)
     refining.check(refining.plan_of(config), config.corpus.executor)
     corpus.check(units)  # not before: what is finished is used without the libraries that it was made with
@@ -58,7 +58,8 @@ def prepare(config: Config, rebuild: bool = False) -> Prepared:
         with _written_to(folder), files.locked(folder, lambda: _say_waiting(folder)):
             ownership.claim(folder, PURPOSE, "data.dir", lambda: shards.is_prepared(folder))
             files.sweep(folder)
-            if not rebuild and (found := _finished(folder, config, depends_on)):  # another process made it meanwhile
+            # Another process may have made it meanwhile.
+            if not rebuild and (found := _finished(folder, config, depends_on)):
                 _tidy(folder)
                 return _used_again(found, config)
             _refuse_links(folder)
@@ -86,8 +87,10 @@ def _written_to(folder: pathlib.Path) -> Iterator[None]:
     except BrokenPipeError:  # of what is printed, and no failure
         raise
     except OSError as error:
-        named = pathlib.Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else folder
-        where = folder if named.is_relative_to(folder) else named
+        where = folder
+        if isinstance(error.filename, str | bytes):
+            named = pathlib.Path(os.fsdecode(error.filename))
+            where = folder if named.is_relative_to(folder) else named
         what_to_do = "what is finished is kept; --config.data.dir names another folder"
         raise UserError(f"{where} cannot be written: {error.strerror or error}; {what_to_do}") from error
 
@@ -118,7 +121,10 @@ def _holds_files(folder: pathlib.Path) -> bool:
 
 
 def _tidy(folder: pathlib.Path) -> None:
-    """Publishes the report and removes the unfinished; where that fails the shards are whole all the same, and the next start goes on."""
+    """Publishes the report and removes the unfinished.
+
+    Where that fails the shards are whole all the same, and the next start tries again.
+    """
     if not _is_left_over(folder / WORK):
         return
     try:
@@ -127,7 +133,10 @@ def _tidy(folder: pathlib.Path) -> None:
         ownership.remove(folder / WORK)
     except (OSError, UserError) as error:
         words = error.strerror if isinstance(error, OSError) else error
-        console.warn(f"{folder} is prepared, but its report or the removal of {folder / WORK} failed: {words}; the next start tries again")
+        console.warn(
+            f"{folder} is prepared, but its report or the removal of {folder / WORK} failed: {words}; "
+            "the next start tries again"
+        )
 
 
 def _say_waiting(folder: pathlib.Path) -> None:
@@ -153,7 +162,8 @@ def prepared_before(config: Config, rows: str) -> Prepared | None:
     length = config_module.validation_length(config)
     files.refuse_url(config.data.dir, "data.dir")
     for folder in [pathlib.Path(config.data.dir)] if config.data.dir else sorted(PREPARED.glob("*")):
-        with contextlib.suppress(UserError, OSError):  # nothing is there, or it is damaged: not what is looked for
+        # Where nothing is there, or it is damaged, it is not what is looked for.
+        with contextlib.suppress(UserError, OSError):
             if (found := shards.read(folder)).digest == rows and not found.row_length("validation") % length:
                 return found
     return None
@@ -234,15 +244,20 @@ def _finished(folder: pathlib.Path, config: Config, depends_on: dict[str, Any]) 
     if there != depends_on:
         shown = _what_differs(there, depends_on)
         raise UserError(f"{folder} was prepared from something else: {shown}; name another --config.data.dir, or {shards.REBUILD}")
-    if {one["source"] for one in found.manifest["splits"]["train"].get("mixture", [])} != set(mixture.shares(config)):
-        raise UserError(f"{folder / shards.MANIFEST}: its mixture is not of the sources that have a weight; {shards.REBUILD}")
+    mixed = found.manifest["splits"]["train"].get("mixture", [])
+    if {one["source"] for one in mixed} != set(mixture.shares(config)):
+        problem = "its mixture is not of the sources that have a weight"
+        raise UserError(f"{folder / shards.MANIFEST}: {problem}; {shards.REBUILD}")
     return found
 
 
 def _what_differs(there: dict[str, Any], here: dict[str, Any]) -> str:
     """Returns the first differences in words; that the text is another one only where no setting is: it may follow from that."""
     differing = [name for name in {**here, **there} if there.get(name) != here.get(name)]
-    was, now = ({name: f"{said[name]!r:.80}" if name in said else "not set" for name in differing} for said in (there, here))
+    was, now = (
+        {name: f"{said[name]!r:.80}" if name in said else "not set" for name in differing}
+        for said in (there, here)
+    )
     settings = [f"{name:.80} was {was[name]}, is {now[name]}" for name in differing if name != TEXT]
     return "; ".join(settings[:3]) or f"the {TEXT} has changed"
 
@@ -255,7 +270,10 @@ def _used_again(found: Prepared, config: Config) -> Prepared:
 
 
 def _remove(folder: pathlib.Path) -> None:
-    """Removes an earlier preparation, manifest first, and nothing else that may be in the folder; its tokenizer is replaced later."""
+    """Removes an earlier preparation, manifest first, and nothing else that may be in the folder.
+
+    Its tokenizer stays until another takes its place.
+    """
     ownership.remove(folder / WORK)
     there = sorted(path.name for path in folder.iterdir() if shards.NAME.fullmatch(path.name))
     ownership.remove_files(folder, [shards.MANIFEST, *there, report.JSON, report.PAGE])

@@ -82,7 +82,8 @@ def sources(tokens: list[pathlib.Path]) -> dict[str, Any]:
     """Returns source -> side -> [documents, bytes, tokens]; beyond a thousand sources the rest is counted together."""
     total: dict[str, Any] = collections.defaultdict(lambda: {split: [0, 0, 0] for split in shards.SPLITS})
     for path in tokens:
-        for source, counts in json_data.read(stages.counts_path(path), {str: {split: [int] for split in shards.SPLITS}}).items():
+        counted = json_data.read(stages.counts_path(path), {str: {split: [int] for split in shards.SPLITS}})
+        for source, counts in counted.items():
             name = source if source in total or len(total) < MAX_SOURCES else "(others)"
             for split in shards.SPLITS:
                 total[name][split] = [own + more for own, more in zip(total[name][split], counts[split], strict=True)]
@@ -90,11 +91,12 @@ def sources(tokens: list[pathlib.Path]) -> dict[str, Any]:
 
 
 def publish(folder: pathlib.Path, work: pathlib.Path, tokenizer_folder: pathlib.Path, key: str, manifest: dict[str, Any]) -> None:
-    """Moves tokenizer and shards from `work` to their places in the marked `folder`, then writes the manifest."""
+    """Moves tokenizer and shards from `work` to their places in the marked `folder`, the manifest last."""
     place = folder / shards.TOKENIZER
     place.mkdir(exist_ok=True)
     files.sweep(place)
-    ownership.remove_files(folder, (f"{place.name}/{name}" for name in storage.FILES))  # of one of another kind
+    # Those of a tokenizer of another kind have other names.
+    ownership.remove_files(folder, (f"{place.name}/{name}" for name in storage.FILES))
     for file in tokenizer_folder.iterdir():
         files.write_aside(place / file.name, file.read_bytes())
     for split in shards.SPLITS:

@@ -17,7 +17,14 @@ OTHERS = "(others)"
 SPLIT_FIGURES = ("documents", "bytes", "tokens", "rows")
 ORDER = (tally.READ, *STAGES, stages.SPLIT)
 _COUNTS = {str: [int]}
-_SAMPLES = [{"source": str, "stage": str, "reason": str, "texts": [{"id": str, "characters": int, "note": str, "text": str}]}]
+_SAMPLES = [
+    {
+        "source": str,
+        "stage": str,
+        "reason": str,
+        "texts": [{"id": str, "characters": int, "note": str, "text": str}],
+    }
+]
 _SHAPE = {
     "corpus": str,
     "settings": {str: object},

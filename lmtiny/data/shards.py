@@ -149,7 +149,7 @@ def _own_hash(manifest: dict[str, Any]) -> str:
 
 
 def is_prepared(folder: pathlib.Path) -> bool:
-    """Returns whether `folder` has a manifest that lmtiny wrote, whole: it is prepared, with a mark or without."""
+    """Returns whether `folder` has a manifest that lmtiny wrote, whole: a mark it need not have."""
     try:
         return bool(_read_manifest(folder))
     except UserError:
@@ -157,7 +157,7 @@ def is_prepared(folder: pathlib.Path) -> bool:
 
 
 def read(folder: pathlib.Path) -> Prepared:
-    """Returns the finished preparation in `folder`, after a quick look: the manifest's hash and values, each shard's size.
+    """Returns the finished preparation in `folder`, after a quick look: the manifest, each shard's size.
 
     Raises:
       UserError: no manifest, a damaged one, one of another format; a shard is missing or has another size.
@@ -169,7 +169,8 @@ def read(folder: pathlib.Path) -> Prepared:
         except OSError as error:
             raise UserError(f"{file} cannot be read ({error.strerror})") from None
         if size != shard["bytes"]:
-            state = "is missing" if size is None else f"has {size} bytes instead of {json_data.short(shard['bytes'])}"
+            wanted = json_data.short(shard["bytes"])
+            state = "is missing" if size is None else f"has {size} bytes instead of {wanted}"
             raise UserError(f"{file} {state}; {REBUILD}")
     return prepared
 
@@ -212,16 +213,24 @@ def _problems(manifest: dict[str, Any]) -> Iterator[str]:
             yield f"{where} is none of {', '.join(SPLITS)}"
         elif type(row_length) is not int or row_length < 1:
             yield f"{where} has rows of {json_data.short(row_length)} tokens"
-        elif not all(0 <= of[name] < 2**63 for name in ("documents", "bytes", "tokens")) or not 1 <= of["rows"] < 2**63:
+        elif (
+            not all(0 <= of[name] < 2**63 for name in ("documents", "bytes", "tokens"))
+            or not 1 <= of["rows"] < 2**63
+        ):
             yield f"{where} has a count that cannot be"
         elif not all(0 <= of[name] <= 1 for name in ("padding_share", "crop_share")):
             yield f"{where} has a share that is not between 0 and 1"
-        elif any(not NAME.fullmatch(shard["name"]) or not shard["name"].startswith(f"{split}-") for shard in of["shards"]):
+        elif any(
+            not NAME.fullmatch(shard["name"]) or not shard["name"].startswith(f"{split}-")
+            for shard in of["shards"]
+        ):
             yield f"{where} has a shard whose name is not that of one"
         elif len({shard["name"] for shard in of["shards"]}) < len(of["shards"]):
             yield f"{where} has a shard twice"
         # A shard is not compressed, and its size is compared with that of the file.
-        elif not all(0 < shard["rows"] * (row_length + 1) * itemsize <= shard["bytes"] for shard in of["shards"]):
+        elif not all(
+            0 < shard["rows"] * (row_length + 1) * itemsize <= shard["bytes"] for shard in of["shards"]
+        ):
             yield f"{where} has a shard too small for its rows"
         elif sum(shard["rows"] for shard in of["shards"]) != of["rows"]:
             yield f"{where} has another number of rows than its shards"
@@ -235,7 +244,11 @@ def _is_mixture(mixture: Any, rows: int) -> bool:
     except UserError:
         return False
     names = {one["source"] for one in mixture}
-    return len(names) == len(mixture) and all(one["rows"] > 0 for one in mixture) and sum(one["rows"] for one in mixture) == rows
+    return (
+        len(names) == len(mixture)
+        and all(one["rows"] > 0 for one in mixture)
+        and sum(one["rows"] for one in mixture) == rows
+    )
 
 
 def _shards(prepared: Prepared) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]:
@@ -245,7 +258,7 @@ def _shards(prepared: Prepared) -> Iterator[tuple[pathlib.Path, dict[str, Any]]]
 
 
 def verify(prepared: Prepared) -> None:
-    """Reads every shard, one a core at a time, and compares its SHA-256 with the manifest's; loads the tokenizer.
+    """Reads every shard, one a core at a time, compares its SHA-256 with the manifest's; reads the tokenizer.
 
     Raises:
       UserError: the first shard that was altered or cannot be read, or a tokenizer that is not the one.
@@ -254,13 +267,18 @@ def verify(prepared: Prepared) -> None:
     shards = list(_shards(prepared))
     executor = ThreadPoolExecutor(min(len(shards), pool.cores()))  # hashlib lets other threads work
     try:
-        with console.progress("checking the shards", sum(shard["bytes"] for _, shard in shards), "bytes") as shown:
+        total = sum(shard["bytes"] for _, shard in shards)
+        with console.progress("checking the shards", total, "bytes") as shown:
             hashes = executor.map(_sha256, (file for file, _ in shards))
             for (file, shard), found in zip(shards, hashes, strict=True):
                 if found != shard["sha256"]:
-                    raise UserError(f"{file} was altered or damaged: its SHA-256 is not the manifest's; {REBUILD}")
+                    raise UserError(
+                        f"{file} was altered or damaged: its SHA-256 is not the manifest's; {REBUILD}"
+                    )
                 shown.update(shown.done + shard["bytes"])
     except OSError as error:
-        raise UserError(f"{error.filename or prepared.folder} cannot be read ({error.strerror or error}); {REBUILD}") from None
+        raise UserError(
+            f"{error.filename or prepared.folder} cannot be read ({error.strerror or error}); {REBUILD}"
+        ) from None
     finally:
         executor.shutdown(cancel_futures=True)

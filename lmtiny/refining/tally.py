@@ -21,8 +21,9 @@ FORMAT = 3  # of a tally in a file: raise it when it is another, so that an unfi
 
 _COUNTS = {str: [int]}
 _SHAPE = {
-    "flow": {str: _COUNTS}, "dropped": {str: {str: _COUNTS}}, "changed": {str: _COUNTS}, "lengths": _COUNTS, "scores": _COUNTS,
-    "evaluation": _COUNTS, "samples": {str: [{"order": str, "id": str, "text": str, "characters": int, "note": str}]},
+    "flow": {str: _COUNTS}, "dropped": {str: {str: _COUNTS}}, "changed": {str: _COUNTS},
+    "lengths": _COUNTS, "scores": _COUNTS, "evaluation": _COUNTS,
+    "samples": {str: [{"order": str, "id": str, "text": str, "characters": int, "note": str}]},
 }  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def load(paths: Iterable[pathlib.Path]) -> Tally:
         try:
             _add_tally(total, json_data.read(path, _SHAPE))
         except ValueError:  # lists of another length
-            raise UserError(f"{path} is damaged: its counts are not of one kind; remove the folder {path.parent}") from None
+            raise UserError(f"{path} is damaged: its counts do not add up; remove {path.parent}") from None
     return total
 
 
@@ -117,13 +118,14 @@ def _add_tally(total: Tally, one: dict[str, Any]) -> None:
     for stage, sources in one["dropped"].items():
         for source, reasons in sources.items():
             for reason, counts in reasons.items():
-                _add(total.dropped.setdefault(stage, {}).setdefault(source, {}).setdefault(reason, [0, 0]), counts)
+                mine = total.dropped.setdefault(stage, {}).setdefault(source, {})
+                _add(mine.setdefault(reason, [0, 0]), counts)
     for stage, sources in one["changed"].items():
         for source, counts in sources.items():
             _add(total.changed.setdefault(stage, {}).setdefault(source, [0, 0]), counts)
-    for mine, theirs in ((total.lengths, one["lengths"]), (total.scores, one["scores"]), (total.evaluation, one["evaluation"])):
-        for source, counts in theirs.items():
-            _add(mine.setdefault(source, [0] * len(counts)), counts)
+    for name in ("lengths", "scores", "evaluation"):
+        for source, counts in one[name].items():
+            _add(vars(total)[name].setdefault(source, [0] * len(counts)), counts)
     for key, held in one["samples"].items():
         total.samples[key] = _smallest([*total.samples.get(key, []), *held])
 

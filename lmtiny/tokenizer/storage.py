@@ -26,7 +26,7 @@ from lmtiny.tokenizer.vocabulary import KINDS, PATTERNS, SMALLEST, SPECIAL_TOKEN
 FORMAT = 1
 DESCRIPTION_FILE = "lmtiny_tokenizer.json"
 TOKENS_FILE = "tokens.tiktoken"
-FILES = (DESCRIPTION_FILE, TOKENS_FILE, *foreign_lib.FILES.values())  # all that a tokenizer of any kind may be in a folder
+FILES = (DESCRIPTION_FILE, TOKENS_FILE, *foreign_lib.FILES.values())  # of a tokenizer of whatever kind
 _MAX_BYTES = {DESCRIPTION_FILE: 16 << 20, TOKENS_FILE: 256 << 20}
 
 

@@ -209,7 +209,10 @@ def test_no_name_leads_out_of_the_folder(hub, get, tmp_path, name) -> None:
     hub.files[name], hub.announced[name] = b"PAR1 evil PAR1", "git"
     with pytest.raises(UserError, match="leads out of .* or is no file's: nothing is written there"):
         get(0)
-    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {".lmtiny", next(tmp_path.rglob("listing-*")).name}
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {
+        ".lmtiny",
+        next(tmp_path.rglob("listing-*")).name,
+    }
     assert not list(tmp_path.parent.glob("evil*"))
 
 
@@ -254,13 +257,23 @@ def test_a_listing_that_is_nested_deep_or_no_json_is_told_in_one_line(hub, get, 
 
 def test_a_strangers_files_where_shards_would_go_stay(hub, get, tmp_path) -> None:
     home = tmp_path / "hf" / "owner" / "set"
-    mine = [home / hub_server.COMMIT / NAMES[0], home / hub_server.COMMIT / f"{NAMES[4]}.partial", home / "listing-x.json"]
+    mine = [
+        home / hub_server.COMMIT / NAMES[0],
+        home / hub_server.COMMIT / f"{NAMES[4]}.partial",
+        home / "listing-x.json",
+    ]
     for file in mine:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("mine")
-        with pytest.raises(UserError, match=r"^corpus.download_dir: .* holds files that lmtiny did not write \("):
+        with pytest.raises(
+            UserError, match=r"^corpus.download_dir: .* holds files that lmtiny did not write \("
+        ):
             get()
-    assert [file.read_text() for file in mine] == ["mine"] * 3 and len(list(home.rglob("*"))) == 4 and not hub.asked
+    assert (
+        [file.read_text() for file in mine] == ["mine"] * 3
+        and len(list(home.rglob("*"))) == 4
+        and not hub.asked
+    )
 
 
 def test_nothing_is_written_through_a_link(hub, get, tmp_path) -> None:

@@ -115,7 +115,9 @@ def test_a_name_that_leads_out_is_refused(memory: Any, tmp_path: pathlib.Path) -
     ))],
     ids=lambda change: str(change)[:50],
 )  # fmt: skip
-def test_a_listing_of_anyones_reads_nothing_that_the_url_does_not_name(memory: Any, tmp_path: pathlib.Path, change: dict) -> None:
+def test_a_listing_of_anyones_reads_nothing_that_the_url_does_not_name(
+    memory: Any, tmp_path: pathlib.Path, change: dict
+) -> None:
     memory.pipe("/secret/a.txt", b"secret")
     copies("memory://bucket", tmp_path)
     (listing_file,) = tmp_path.rglob("listing.json")

@@ -226,7 +226,10 @@ def test_mixture_wanted_stands_beside_mixture_got(config_of) -> None:
     assert shown.count("20.00 %") == 5 and len(re.findall(r'fill="#222"', shown)) == 5
 
 
-@pytest.mark.parametrize("change", [{"flow": None}, {"flow": {"read": {"a": [1]}}}, {"samples": {"a": [{}]}}, {"lengths": {"a": [""]}}])
+@pytest.mark.parametrize(
+    "change",
+    [{"flow": None}, {"flow": {"read": {"a": [1]}}}, {"samples": {"a": [{}]}}, {"lengths": {"a": [""]}}],
+)
 def test_a_damaged_tally_is_told_in_one_line(tmp_path, change) -> None:
     one = Tally()
     one.passed("read", "a", 5)

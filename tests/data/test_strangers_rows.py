@@ -80,7 +80,9 @@ HOSTILE = {
     "splits as a list": lambda manifest: manifest.update(splits=[]),
     "depends_on as text": lambda manifest: manifest.update(depends_on="x"),
     "no depends_on": lambda manifest: manifest.pop("depends_on"),
-    "depends_on of long texts": lambda manifest: manifest.update(depends_on={"x" * 10**6: "y" * 10**6, "corpus.kind": ["z" * 10**6]}),
+    "depends_on of long texts": lambda manifest: manifest.update(
+        depends_on={"x" * 10**6: "y" * 10**6, "corpus.kind": ["z" * 10**6]}
+    ),
     "no tokenizer": lambda manifest: manifest.update(tokenizer=None),
     "a small vocabulary": lambda manifest: manifest["tokenizer"].update(vocab_size=10),
     "another bos_id": lambda manifest: manifest["tokenizer"].update(bos_id=1),
@@ -89,7 +91,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
-def test_a_manifest_with_a_right_hash_and_values_that_cannot_be_is_told_in_one_line(config_of, tmp_path, made, change) -> None:
+def test_a_manifest_with_a_right_hash_and_values_that_cannot_be_is_told_in_one_line(
+    config_of, tmp_path, made, change
+) -> None:
     prepared, config = made(config_of, tmp_path)
     forge(prepared.folder, change)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -102,7 +106,9 @@ def test_a_manifest_with_a_right_hash_and_values_that_cannot_be_is_told_in_one_l
 DEEP = '{"format": 1, "depends_on": ' + "[" * 900 + "]" * 900 + "}"
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, DEEP, "\xff", "", "9" * 5000, "NaN", "[]"], ids=lambda text: text[:9])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, DEEP, "\xff", "", "9" * 5000, "NaN", "[]"], ids=lambda text: text[:9]
+)
 def test_a_manifest_that_is_damaged_is_told_in_one_line(config_of, tmp_path, made, text) -> None:
     prepared, config = made(config_of, tmp_path)
     (prepared.folder / shards.MANIFEST).write_text(text, encoding="latin-1")
@@ -156,7 +162,9 @@ def test_rows_in_another_order_with_a_right_manifest_are_other_rows(config_of, t
     files[0].write_bytes(second)
     files[1].write_bytes(first)
     again = prepare(config)  # a look at the sizes does not see it
-    with pytest.raises(UserError, match=r"train-00000-of-\d+\.array_record was altered or damaged: its SHA-256"):
+    with pytest.raises(
+        UserError, match=r"train-00000-of-\d+\.array_record was altered or damaged: its SHA-256"
+    ):
         verify(again)
 
     def swapped(manifest) -> None:
@@ -168,12 +176,17 @@ def test_rows_in_another_order_with_a_right_manifest_are_other_rows(config_of, t
     assert prepared_before(config, prepared.digest) is None and prepare(config).digest != prepared.digest
 
 
-def test_all_shards_are_checked_with_a_bar_and_one_that_cannot_be_read_is_named(config_of, tmp_path, made, capsys, monkeypatch) -> None:
+def test_all_shards_are_checked_with_a_bar_and_one_that_cannot_be_read_is_named(
+    config_of, tmp_path, made, capsys, monkeypatch
+) -> None:
     prepared, _ = made(config_of, tmp_path)
     total = sum(path.stat().st_size for split in shards.SPLITS for path in prepared.shards(split))
     capsys.readouterr()
     verify(prepared)
-    assert f"checking the shards: {total / 1000:.0f} k/{total / 1000:.0f} k bytes" in capsys.readouterr().out or total < 100_000
+    assert (
+        f"checking the shards: {total / 1000:.0f} k/{total / 1000:.0f} k bytes" in capsys.readouterr().out
+        or total < 100_000
+    )
     last = prepared.shards("validation")[-1]
 
     def failing(path):
@@ -190,7 +203,9 @@ def test_all_shards_are_checked_with_a_bar_and_one_that_cannot_be_read_is_named(
 
 def test_a_token_above_the_vocabulary_stops_the_run(config_of, tmp_path, made) -> None:
     prepared, config = made(config_of, tmp_path)
-    prepared.manifest["tokenizer"]["vocab_size"] = int(np.max(Rows(prepared, "train", 32).batch(np.arange(9))))
+    prepared.manifest["tokenizer"]["vocab_size"] = int(
+        np.max(Rows(prepared, "train", 32).batch(np.arange(9)))
+    )
     with pytest.raises(UserError, match="holds a token that its tokenizer does not have"):
         next(batches(prepared, config, "train", 8))
 
@@ -203,13 +218,19 @@ def test_a_token_above_the_vocabulary_stops_the_run(config_of, tmp_path, made) -
 def test_a_report_of_anyones_stays_as_it_is(config_of, tmp_path, made, change) -> None:
     prepared, config = made(config_of, tmp_path)
     file = prepared.folder / report.JSON
-    mixture = {"a": {"tokens": 1, "by_size": 1, "wanted": None, "got": 0.5}}  # of other weights: it would be written anew
-    content = {**json.loads(file.read_text()), "mixture": mixture, **change} if isinstance(change, dict) else change
+    mixture = {
+        "a": {"tokens": 1, "by_size": 1, "wanted": None, "got": 0.5}
+    }  # of other weights: it would be written anew
+    content = (
+        {**json.loads(file.read_text()), "mixture": mixture, **change} if isinstance(change, dict) else change
+    )
     file.write_text(json.dumps(content))
     page = (prepared.folder / report.PAGE).read_bytes()
     assert prepare(config).digest == prepared.digest
     if "settings" not in change and "tokens" not in str(change):  # of which a page can be made
-        assert json.loads(file.read_text()) == content and (prepared.folder / report.PAGE).read_bytes() == page
+        assert (
+            json.loads(file.read_text()) == content and (prepared.folder / report.PAGE).read_bytes() == page
+        )
 
 
 def test_rows_are_not_found_where_a_manifest_cannot_be_read(config_of, tmp_path, made, monkeypatch) -> None:

@@ -8,7 +8,9 @@ from lmtiny import files
 from lmtiny.errors import UserError
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://b", "file:///etc", "HF://datasets/x", "az+v1.0://b"])
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/run", "s3://b", "file:///etc", "HF://datasets/x", "az+v1.0://b"]
+)
 def test_an_address_is_refused_where_a_local_path_belongs_however_it_is_spelt(address):
     for spelt in (address, pathlib.Path(address), str(pathlib.Path(address))):
         with pytest.raises(UserError, match="^--workdir: .* is an address") as refused:
@@ -16,7 +18,9 @@ def test_an_address_is_refused_where_a_local_path_belongs_however_it_is_spelt(ad
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("path", ["", ".", "runs/a", "/tmp/a", "runs/gs:/a", "C:/a", "C:\\a", "a:b", "12:/a", "~/a"])
+@pytest.mark.parametrize(
+    "path", ["", ".", "runs/a", "/tmp/a", "runs/gs:/a", "C:/a", "C:\\a", "a:b", "12:/a", "~/a"]
+)
 def test_a_path_is_no_address(path):
     files.refuse_url(path, "--workdir")
     files.refuse_url(pathlib.Path(path), "--workdir")
@@ -29,7 +33,10 @@ def test_a_folder_that_holds_anything_is_never_replaced(tmp_path):
     with pytest.raises(OSError), files.written(there) as aside:
         aside.mkdir()
         (aside / "new").write_text("ours")
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["there", "there/thesis.txt"]
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "there",
+        "there/thesis.txt",
+    ]
 
 
 def test_only_what_written_itself_left_is_swept(tmp_path):

@@ -47,7 +47,9 @@ def test_a_mark_for_something_else_is_no_mark(tmp_path):
         ownership.claim(tmp_path, "a run", "--workdir")
 
 
-@pytest.mark.parametrize("mark", ["", "mine", "lmtiny wrote this folder: ", "lmtiny wrote this folder: a\nb\n", "x" * 10_000])
+@pytest.mark.parametrize(
+    "mark", ["", "mine", "lmtiny wrote this folder: ", "lmtiny wrote this folder: a\nb\n", "x" * 10_000]
+)
 def test_a_file_with_the_marks_name_and_other_content_is_no_mark(tmp_path, mark):
     (tmp_path / ownership.MARK).write_text(mark)
     (tmp_path / "thesis.txt").write_text("mine")
@@ -69,7 +71,11 @@ def test_nothing_is_removed_through_a_link(tmp_path):
 
 
 def test_a_strangers_file_with_the_marks_name_stays_and_what_a_mark_links_to(tmp_path):
-    mark, thesis, whole = tmp_path / "folder" / ownership.MARK, tmp_path / "thesis.txt", "lmtiny wrote this folder: a run\n"
+    mark, thesis, whole = (
+        tmp_path / "folder" / ownership.MARK,
+        tmp_path / "thesis.txt",
+        "lmtiny wrote this folder: a run\n",
+    )
     mark.parent.mkdir()
     thesis.write_text("mine")
     for make in (lambda: mark.write_text("mine"), lambda: mark.symlink_to(thesis), mark.mkdir):
@@ -104,7 +110,12 @@ def test_an_empty_folder_can_be_removed_and_files_by_name_in_a_marked_one(tmp_pa
     (folder / "d").write_text("mine")
     ownership.remove_files(folder, ["a", "b", "none"])
     ownership.remove_unused(folder)
-    assert contents(folder) == {".lmtiny": b"lmtiny wrote this folder: a run\n", "b": None, "b/c": b"mine", "d": b"mine"}
+    assert contents(folder) == {
+        ".lmtiny": b"lmtiny wrote this folder: a run\n",
+        "b": None,
+        "b/c": b"mine",
+        "d": b"mine",
+    }
     (folder / "d").unlink()
     (folder / "b" / "c").unlink()
     (folder / "b").rmdir()

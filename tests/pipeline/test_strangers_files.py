@@ -24,8 +24,17 @@ def command(tmp_path, monkeypatch):
     """Returns a function that runs the command over a small text; "" or the line of its error."""
     monkeypatch.chdir(tmp_path)
     texts = tmp_path / "texts.jsonl"
-    texts.write_text("".join(json.dumps({"text": f"Text {number}, of {number * number} words."}) + "\n" for number in range(40)))
-    small = {"corpus.kind": "files", "corpus.path": texts, "tokenizer.kind": "byte", "model.context_length": 32}
+    texts.write_text(
+        "".join(
+            json.dumps({"text": f"Text {number}, of {number * number} words."}) + "\n" for number in range(40)
+        )
+    )
+    small = {
+        "corpus.kind": "files",
+        "corpus.path": texts,
+        "tokenizer.kind": "byte",
+        "model.context_length": 32,
+    }
 
     def run(*flags: str) -> str:
         knobs = [f"--config.{name}={value}" for name, value in small.items()]
@@ -41,7 +50,9 @@ def command(tmp_path, monkeypatch):
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 def plant(folder: pathlib.Path, names=NAMES) -> dict[str, bytes]:
@@ -58,7 +69,10 @@ def test_a_folder_of_a_strangers_is_refused_and_stays_as_it_is(command, tmp_path
         told = command("--config.data.dir=mine", *flags)
         assert contents(tmp_path / "mine").items() >= mine.items()
         if name != ".lock":  # a lock alone is what a killed process leaves
-            assert told.startswith("data.dir: mine holds files that lmtiny did not write (") and "--rebuild" not in told
+            assert (
+                told.startswith("data.dir: mine holds files that lmtiny did not write (")
+                and "--rebuild" not in told
+            )
             assert contents(tmp_path / "mine") == mine
 
 
@@ -74,8 +88,14 @@ def test_a_manifest_of_a_strangers_is_no_mark(command, tmp_path, manifest):
 def test_what_lies_beside_ones_own_preparation_stays_through_a_rebuild(command, tmp_path):
     assert command("--config.data.dir=mine") == ""
     ours = contents(tmp_path / "mine")
-    mine = {name: f"mine: {name}".encode() for name in NAMES if name not in ours and not name.startswith(("parts", "y.", "z."))}
-    mine |= dict.fromkeys(("train-of-thoughts-of-mine.array_record", "tokenizer/deep/a", "thesis.txt", "report.pdf"), b"mine")
+    mine = {
+        name: f"mine: {name}".encode()
+        for name in NAMES
+        if name not in ours and not name.startswith(("parts", "y.", "z."))
+    }
+    mine |= dict.fromkeys(
+        ("train-of-thoughts-of-mine.array_record", "tokenizer/deep/a", "thesis.txt", "report.pdf"), b"mine"
+    )
     for name, content in mine.items():
         (tmp_path / "mine" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "mine" / name).write_bytes(content)
@@ -90,7 +110,11 @@ def test_a_folder_of_parts_without_a_mark_is_neither_used_nor_removed(command, t
     parts = plant(tmp_path / "mine" / "parts", ["thesis.txt"])
     before = contents(tmp_path / "mine")
     assert command("--config.data.dir=mine") == ""  # what is finished is used
-    for flags in (["--rebuild"], ["--config.data.rows_per_shard=5"], ["--config.data.rows_per_shard=5", "--rebuild"]):
+    for flags in (
+        ["--rebuild"],
+        ["--config.data.rows_per_shard=5"],
+        ["--config.data.rows_per_shard=5", "--rebuild"],
+    ):
         assert command("--config.data.dir=mine", *flags) != ""
     assert contents(tmp_path / "mine") == before and contents(tmp_path / "mine" / "parts") == parts
 
@@ -116,12 +140,18 @@ def test_what_an_older_lmtiny_prepared_is_used_rebuilt_and_marked(command, tmp_p
     assert command("--config.data.dir=mine") == "" and contents(tmp_path / "mine") == unmarked
     assert "something else" in command("--config.data.dir=mine", "--config.data.rows_per_shard=5")
     assert command("--config.data.dir=mine", "--rebuild") == ""
-    assert ownership.purpose(tmp_path / "mine") == "prepared data" and contents(tmp_path / "mine").items() >= unmarked.items()
+    assert (
+        ownership.purpose(tmp_path / "mine") == "prepared data"
+        and contents(tmp_path / "mine").items() >= unmarked.items()
+    )
     (tmp_path / "mine" / ownership.MARK).unlink()
     with open(tmp_path / "mine" / shards.MANIFEST, "a") as file:  # altered by hand
         file.write(" {}")
     damaged = contents(tmp_path / "mine")
-    assert "that lmtiny did not write" in command("--config.data.dir=mine", "--rebuild") and contents(tmp_path / "mine") == damaged
+    assert (
+        "that lmtiny did not write" in command("--config.data.dir=mine", "--rebuild")
+        and contents(tmp_path / "mine") == damaged
+    )
 
 
 def test_a_preparation_that_fails_takes_nothing_away(command, tmp_path):
@@ -135,11 +165,17 @@ def test_a_preparation_that_fails_takes_nothing_away(command, tmp_path):
 def test_a_comparison_and_an_export_overwrite_only_what_lmtiny_wrote(command, tmp_path):
     assert command("--config.data.dir=prepared/own") == ""
     ready = ["--config.tokenizer.kind=bpe", "--config.tokenizer.vocab_size=300"]
-    peer = ["--compare-with", str(tmp_path / "prepared" / "own" / "tokenizer"), "--config.data.dir=prepared/bpe"]
+    peer = [
+        "--compare-with",
+        str(tmp_path / "prepared" / "own" / "tokenizer"),
+        "--config.data.dir=prepared/bpe",
+    ]
     mine = plant(tmp_path / "mine")
     for name in ("compare.txt", ".lmtiny"):
         plant(tmp_path / name, [name])
-    assert command(*ready, *peer, "--compare", "new") == "" and command(*ready, *peer, "--compare", "new") == ""
+    assert (
+        command(*ready, *peer, "--compare", "new") == "" and command(*ready, *peer, "--compare", "new") == ""
+    )
     (tmp_path / "new" / ownership.MARK).unlink()
     assert command(*ready, *peer, "--compare", "new") == ""  # an older one's
     for folder in ("mine", "compare.txt", ".lmtiny"):
@@ -148,7 +184,9 @@ def test_a_comparison_and_an_export_overwrite_only_what_lmtiny_wrote(command, tm
     theirs = tmp_path / "tokenizer.json"
     export = [*ready, "--config.data.dir=prepared/bpe", "--export"]
     assert command(*export, "out.json") == "" and command(*export, "out.json") == ""
-    theirs.write_text((tmp_path / "out.json").read_text().replace('"version": "1.0"', '"version": "1.0",\n "mine": 1'))
+    theirs.write_text(
+        (tmp_path / "out.json").read_text().replace('"version": "1.0"', '"version": "1.0",\n "mine": 1')
+    )
     (tmp_path / "link.json").symlink_to(theirs)
     before = theirs.read_bytes()
     for path in ("tokenizer.json", "link.json", "mine/manifest.json"):
@@ -185,7 +223,15 @@ def test_training_refuses_the_same_rows_in_another_order(whole, runs):
     assert shard.stat().st_size == size
     shutil.copytree(whole[0].folder / "whole", runs.folder / "old")
     before = contents(runs.folder)
-    resumed = [sys.executable, "-m", "lmtiny.train", "--resume", "old", f"--config.data.dir={folder}", "--config.train.num_steps=20"]
+    resumed = [
+        sys.executable,
+        "-m",
+        "lmtiny.train",
+        "--resume",
+        "old",
+        f"--config.data.dir={folder}",
+        "--config.train.num_steps=20",
+    ]
     for done in (runs.train("new", f"--config.data.dir={folder}"), runs.train("", command=resumed)):
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()

@@ -82,7 +82,9 @@ def test_the_command_compares_a_ready_tokenizer_and_leaves_out_what_it_cannot_ha
     with pytest.raises(UserError, match=r"--export \. is a folder; name a file, such as tokenizer\.json"):
         run(monkeypatch, "--export", ".")
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"--export precious\.txt is there, and is no tokenizer\.json of lmtiny's"):
+    with pytest.raises(
+        UserError, match=r"--export precious\.txt is there, and is no tokenizer\.json of lmtiny's"
+    ):
         run(monkeypatch, "--export", "precious.txt")
     with pytest.raises(UserError, match=r"--compare: precious\.txt is a file; name a folder"):
         run(monkeypatch, "--compare", "precious.txt")
