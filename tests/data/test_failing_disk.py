@@ -20,6 +20,7 @@ class Disk:
 
     def __init__(self, patch: pytest.MonkeyPatch, folder: pathlib.Path, number: int, first: int) -> None:
         self.folder, self.number, self.first, self.count = str(folder), number, first, 0
+        self.failed = False
         opening, writer = open, shards.array_record_module.ArrayRecordWriter
         disk = self
 
@@ -91,6 +92,7 @@ class Disk:
     def may(self, name, path) -> None:
         self.count += 1
         if self.count >= self.first and not (self.number == errno.ENOSPC and name in REMOVALS):
+            self.failed = True
             raise OSError(self.number, os.strerror(self.number), path if self.holds(path) else None)
 
 
@@ -111,8 +113,8 @@ def every_write_fails(
     )
     (tmp_path / "a.txt").write_text("\n\n".join(paragraphs))
     whole = hashes(prepare(config_of("whole", **knobs)).folder)
-    first, failed = 1, True
-    while failed:
+    first, more = 1, True
+    while more:
         for number in ERRORS if all_errors else [ERRORS[first // every % len(ERRORS)]]:
             config = config_of(f"{first}-{number}", **knobs)
             folder, told = pathlib.Path(config.data.dir), ""
@@ -123,7 +125,7 @@ def every_write_fails(
                     prepare(config)
                 except UserError as error:
                     told = str(error)
-            failed = disk.count >= first
+            more = disk.count >= first
             warned = "".join(
                 line for line in capsys.readouterr().err.splitlines(True) if "held out" not in line
             )
@@ -134,7 +136,7 @@ def every_write_fails(
                 or not told
                 or told.startswith("cannot write the tokenizer to")
             )
-            assert os.strerror(number) in told + warned or not failed
+            assert os.strerror(number) in told + warned or not disk.failed
             assert hashes(prepare(config).folder) == whole, (first, number)
         first += every
     assert first > 60
