@@ -108,7 +108,7 @@ def compile_train_step(config: "ml_collections.ConfigDict", target: Slice, optio
       options: compiler options of XLA, such as {"xla_tpu_enable_latency_hiding_scheduler": "true"}.
 
     Raises:
-      UserError: the config's mesh is not the slice.
+      UserError: the config's mesh is not the slice, or the compiler fails.
     """
     import jax
 
@@ -153,9 +153,9 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _too_large(target: Slice, message: str, seconds: float, arguments: int) -> Compiled:
-    """Returns what a RESOURCE_EXHAUSTED message says; raises RuntimeError for any other failure."""
+    """Returns what a RESOURCE_EXHAUSTED message says; raises UserError for any other failure."""
     if "RESOURCE_EXHAUSTED" not in message:
-        raise RuntimeError(f"the TPU compiler failed: {message[:2000]}")
+        raise UserError(f"the TPU compiler failed, which is no matter of memory; another mesh may do: {message[:300]}") from None
     temporaries, available = sizes_in(message)
     return Compiled(target.name, False, seconds, arguments=arguments, missing_for=temporaries, available=available,
                     problem=" ".join(message.split())[:300])  # fmt: skip

@@ -12,9 +12,10 @@ import types
 import pytest
 
 from lmtiny import config as config_lib
+from lmtiny.errors import UserError
 from lmtiny.parallel import chips
+from lmtiny.planning import slices, tpu_compiler
 from lmtiny.planning import survey as survey_lib
-from lmtiny.planning import tpu_compiler
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ("--config", str(ROOT / "configs" / "tiny.py"))
@@ -132,6 +133,11 @@ def plan_needs(folder, *arguments):
 def test_mistakes_are_refused_in_one_line(arguments, message):
     done = plan(*TINY, *arguments)
     assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_compiler_that_fails_is_one_line():
+    with pytest.raises(UserError, match="^the TPU compiler failed, .*: UNIMPLEMENTED: some fusion$"):
+        tpu_compiler._too_large(slices.parse("v5e-8"), "UNIMPLEMENTED: some fusion", 1.0, 1)
 
 
 def test_compiling_says_how_long_it_takes(capsys):
