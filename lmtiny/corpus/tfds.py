@@ -40,7 +40,23 @@ def _tfds() -> Any:
         import tensorflow_datasets
     except ImportError:
         raise UserError("tfds: sources need tensorflow-datasets: pip install 'lmtiny[tfds]'") from None
+    _import_nothing_that_a_dataset_names(tensorflow_datasets.features.FeatureConnector)
     return tensorflow_datasets
+
+
+def _import_nothing_that_a_dataset_names(connector: Any) -> None:
+    """Lets a features.json name classes of TFDS alone: TFDS would import the module of any other, whatever it is."""
+    if "lmtiny" in vars(connector):
+        return
+    find = connector.cls_from_name
+
+    def known(class_name: Any) -> Any:
+        if not str(class_name).startswith("tensorflow_datasets.core.features."):
+            raise ValueError(f"its features.json names {str(class_name)[:100]!r}, which is none of TFDS's own features")
+        return find(class_name)
+
+    connector.cls_from_name = known
+    connector.lmtiny = True
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -48,6 +64,8 @@ def _builder(name: str, data_dir: str) -> Any:
     make = f"tfds.builder({name!r}, file_format='array_record'{''.join(f', {key}={value!r}' for key, value in where.items())})"
     remedy = f'prepare it: python -c "import tensorflow_datasets as tfds; {make}.download_and_prepare()"'
     try:
+        if tfds.core.naming.parse_builder_name_kwargs(name)[0].namespace:
+            raise UserError(f"tfds:{name} is of a namespace, whose datasets bring code of their own; only prepared ones of TFDS are read")
         builder = tfds.builder(name, **where)
     except tfds.core.DatasetNotFoundError:
         there = f"there is none in {data_dir or tfds.core.constants.DATA_DIR}, and TFDS knows no recipe of that name"

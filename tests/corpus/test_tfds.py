@@ -1,5 +1,6 @@
 """Datasets of TFDS: read from disk without TensorFlow, in ranges that miss and repeat nothing."""
 
+import json
 import pathlib
 import pickle
 import shutil
@@ -110,3 +111,29 @@ def test_without_the_extra_one_line_names_it(folder: pathlib.Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match=r"pip install 'lmtiny\[tfds\]'"):
         units(folder)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_no_module_that_a_dataset_names_is_imported(
+    folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, legacy: bool
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("tensorflow_datasets.core.registered._DATASET_REGISTRY", {})  # as where its code is not at hand
+    (path,) = copy.rglob("features.json")
+    features = json.loads(path.read_text())
+    nested = {"pythonClassName": "theirs.Text", "text": {}} if not legacy else {"type": "theirs.Text", "content": {}}
+    if legacy:
+        features = nested
+    else:
+        features["featuresDict"]["features"]["text"] = nested
+    path.write_text(json.dumps(features))
+    with pytest.raises(UserError, match="theirs.Text.*none of TFDS's own") as refused:
+        units(copy)
+    assert "\n" not in str(refused.value) and not (tmp_path / "ran").exists()
+
+
+def test_a_namespace_is_refused(folder: pathlib.Path) -> None:
+    with pytest.raises(UserError, match="is of a namespace"):
+        units(folder, name="somebody:tiny_texts")
