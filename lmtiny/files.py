@@ -109,17 +109,17 @@ def _through_no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def try_lock(file: IO[bytes]) -> bool:
+def try_lock(file: IO[bytes], shared: bool = False) -> bool:
     """Returns whether this process now holds the open file's lock, until it is closed or the process dies; never waits.
 
-    True as well where the system or the file system knows no such locks.
+    Several may hold a `shared` one at a time. True as well where the system or the file system knows no such locks.
     """
     try:
         import fcntl
     except ImportError:  # Windows
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a network file system without locks

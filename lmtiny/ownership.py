@@ -2,11 +2,15 @@
 
 A folder that lmtiny makes, or finds empty, gets a file `.lmtiny` that says what the folder is for. In a folder with that
 mark, the names that lmtiny uses are lmtiny's; a folder that holds anything else is refused and left as it is.
+
+A folder that another program fills for lmtiny, as orbax does, has a file `NAME.saving` beside it until it
+is complete.
 """
 
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterable
 
 from lmtiny.errors import UserError
@@ -124,3 +128,82 @@ def _is_half_written(mark: pathlib.Path) -> bool:
         return False
     text = mark.read_bytes().decode(errors="replace")
     return text.startswith(_FIRST_WORDS) or _FIRST_WORDS.startswith(text)
+
+
+BEGUN = ".saving"
+_OF_ORBAX = ".orbax-checkpoint-tmp"  # what orbax appends to a name until it has written all
+
+
+def begin(folder: pathlib.Path) -> None:
+    """Leaves a mark beside `folder`, which is not there yet: what lies there until `complete` is lmtiny's, unfinished.
+
+    Raises:
+      UserError: something lies there that was not begun so.
+      OSError: something in the way cannot be removed, or the mark not be written.
+    """
+    remove_begun(folder)
+    if there := _parts(folder) or [path for path in [_beside(folder)] if path.is_symlink()]:
+        raise UserError(f"{there[0]} exists already and is not overwritten; move it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _beside(folder).write_text(f"{_FIRST_WORDS}{folder.name}\n")
+
+
+def begun(folder: pathlib.Path) -> bool:
+    """Returns whether `folder` was begun and is not known to be complete."""
+    mark = _beside(folder)
+    return mark.is_file() and not mark.is_symlink()
+
+
+def complete(folder: pathlib.Path) -> None:
+    """Takes the mark of `begin` away again; raises OSError where it cannot be."""
+    _beside(folder).unlink(missing_ok=True)
+
+
+def remove_begun(folder: pathlib.Path) -> None:
+    """Removes what was begun and not completed, its mark last; nothing where there is no mark. Raises OSError."""
+    if begun(folder):
+        for path in _parts(folder):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        complete(folder)
+
+
+def _beside(folder: pathlib.Path) -> pathlib.Path:
+    return folder.with_name(folder.name + BEGUN)
+
+
+def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folder, and what orbax makes before it, as far as they are there."""
+    if not folder.parent.is_dir():
+        return []
+    of_orbax = folder.name + _OF_ORBAX
+    return sorted(path for path in folder.parent.iterdir() if path.name == folder.name or path.name.startswith(of_orbax))
+
+
+def contents(folder: pathlib.Path) -> list[str]:
+    """Returns the relative names of all files and links in `folder` and the folders below; follows no link."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        names += [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        found += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
+    return sorted(found)
+
+
+def remove_listed(folder: pathlib.Path, names: Iterable[str]) -> list[str]:
+    """Removes the files `names` of `folder`, in this order, and folders that become empty; returns the files that stay.
+
+    Raises:
+      OSError: something cannot be removed.
+    """
+    here = set(contents(folder))
+    for name in names:
+        if name in here:  # so none that leads out of the folder
+            (folder / name).unlink()
+    for parent, _, _ in os.walk(folder, topdown=False):
+        if not os.listdir(parent):
+            os.rmdir(parent)
+    return contents(folder)
+
+
+def set_aside(folder: pathlib.Path) -> pathlib.Path:
+    """Renames `folder`, so that nothing of it is lost, and returns its new path; raises OSError."""
+    return folder.rename(folder.with_name(f"{folder.name}.set-aside-{time.strftime('%Y%m%d-%H%M%S')}"))

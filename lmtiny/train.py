@@ -6,8 +6,8 @@
     python -m lmtiny.train --config configs/tiny.py --find-lr
     python -m lmtiny.train --resume runs/tiny
 
-A run is a folder (--workdir): config.json, tokenizer/, checkpoints/, metrics.jsonl, curves.png, samples.txt,
-tensorboard/. The same command started again goes on from the newest intact checkpoint.
+A run is a folder (--workdir), marked as lmtiny's: config.json, tokenizer/, checkpoints/, metrics.jsonl, curves.png,
+samples.txt, tensorboard/. The same command started again goes on from the newest intact checkpoint.
 """
 
 from lmtiny import ctrl_c
@@ -21,7 +21,8 @@ import pathlib
 import time
 from typing import TYPE_CHECKING
 
-from lmtiny import command_line, console, run_log
+from lmtiny import command_line, console
+from lmtiny.errors import UserError
 
 if TYPE_CHECKING:
     import jax
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="RUN[/STEP]", help="go on with a run from its checkpoint and its shards, without --config")
+    trust = "with --resume: rows not at hand are made by the run's own config, which says what is read, fetched and written"
+    parser.add_argument("--trust-run", action="store_true", help=trust)
     parser.add_argument("--find-lr", action="store_true", help="try growing learning rates for a short run, plot the losses, suggest one")
     parser.add_argument("--rebuild", action="store_true", help="make the token shards anew where others lie in data.dir")
 
@@ -42,11 +45,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def main() -> int:
     started = time.monotonic()
     config, args = command_line.parse(__doc__, flags)
+    if args.trust_run and not args.resume:
+        raise UserError("--trust-run says nothing without --resume: leave it out")
+    if args.rebuild and args.resume and not args.trust_run:
+        raise UserError("--resume with --rebuild makes rows as the run's own config says: add --trust-run if you trust it")
 
     with ctrl_c.imports():
         import jax
 
-        from lmtiny.data import prepare, prepared_before, refuse_another_tokenizer, verify
+        from lmtiny.data import prepare, refuse_another_tokenizer, verify
         from lmtiny.model import attend
         from lmtiny.parallel import cpu_matmul, host
         from lmtiny.parallel import mesh as mesh_lib
@@ -59,7 +66,7 @@ def main() -> int:
     mesh_lib.start_processes()
     mesh_lib.use_compile_cache()
     console.silence(jax.process_index() != 0)
-    step, rows = None, ""
+    step, rows, data = None, "", None
     if args.resume:
         config, args.workdir, step, rows = run_folder.config_of_checkpoint(args.resume, args.overrides)
     else:
@@ -72,7 +79,9 @@ def main() -> int:
     cpu_matmul.use(config, mesh)
     fit.refuse_if_too_large(attend.resolved(config, mesh)[0], mesh.shape, mesh_lib.chip_here())
     # A resumed run needs its rows, not the text, which may have changed or gone since.
-    data = (prepared_before(config, rows) if rows and not args.rebuild else None) or prepare(config, rebuild=args.rebuild)
+    if rows and not args.rebuild:
+        data = run_folder.rows_at_hand(config, rows, args.workdir, args.overrides, args.trust_run)
+    data = data or prepare(config, rebuild=args.rebuild)
     verify(data)  # rows of the same size and in another order would train another model without a word
     config.tokenizer.vocab_size = data.tokenizer.vocab_size
     mesh = mesh_lib.make_mesh(config)
@@ -124,15 +133,18 @@ def train(
     tokens_a_step = batch_size * config.model.context_length
     stopped, validation = False, "not measured"
     with (
+        contextlib.closing(log) if log is not None else contextlib.nullcontext(),
         contextlib.closing(checkpoint.Saver(workdir / "checkpoints", config, tokenizer.hash, data.digest)) as saver,
         contextlib.closing(loader.batches(data, config, "train", batch_size, first_step, *rows)) as batches,
         interrupt.Interruption() as interruption,
         console.progress("train", num_steps * tokens_a_step, "tokens", first_step * tokens_a_step) as bar,
     ):
-        report = reporter.Reporter(config, log, bar, first_step, started)
+        report = reporter.Reporter(config, log, bar, first_step, started, saver.newest)
         for step in range(first_step + 1, num_steps + 1):  # `step` counts the steps that are done
             state, metrics = train_step(state, place_batch(mesh, next(batches), batch_size))
             report.tell(step, metrics)
+            if step % config.log.every == 0:
+                saver.look()
             stopped = interruption.asked(step) and step < num_steps
             validate, show_samples, save = (
                 step == num_steps or (every > 0 and step % every == 0)
@@ -141,7 +153,7 @@ def train(
             if not (validate or show_samples or save or stopped):
                 continue
             report.catch_up()
-            reporter.refuse_bad_state(state, config)
+            report.refuse_bad(int(state.bad_step), int(state.bad_row))
             measured = {}
             if validate and not stopped:
                 held_out = loader.validation_batches(data, validated, validated.train.batch_size, *held_out_rows, config.evaluation.rows)
@@ -156,19 +168,20 @@ def train(
                 for prompt, text in shown:
                     console.say(f"step {step}: [{prompt}]{text}")
                 if log is not None:
-                    run_log.append_samples(workdir, step, shown)
+                    log.samples(step, shown)
             if save or stopped:
                 saver.save(step, state, measured)
             if stopped:
                 break
             report.resume(step)
+        saver.finish(step, state, measured)
 
     # ---- what came of it ----
     if log is not None:
-        log.close()
-        run_log.plot_curves(workdir)
+        log.finish()
     if stopped:
-        console.say(f"stopped as asked; step {step} of {num_steps} is saved. To go on: python -m lmtiny.train --resume {workdir}")
+        to_go_on = run_folder.how_to_go_on(workdir, config)
+        console.say(f"stopped as asked; step {step} of {num_steps} is saved. To go on: {to_go_on}")
         return 130
     reporter.say_summary(workdir, config, validation, started)
     return 0
@@ -183,7 +196,7 @@ def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", me
         from lmtiny.data import loader
         from lmtiny.model import attend, size
         from lmtiny.parallel.mesh import local_rows, place_batch
-        from lmtiny.training import find_rate
+        from lmtiny.training import find_rate, run_folder
         from lmtiny.training.optimizer import make_optimizer
         from lmtiny.training.state import init_state
         from lmtiny.training.step import make_train_step
@@ -205,6 +218,7 @@ def find_learning_rate(config: "ml_collections.ConfigDict", data: "Prepared", me
                 break
     rates = shares[: len(losses)] * config.optimizer.learning_rate
     suggestion = find_rate.suggest(rates, np.array(losses))
+    run_folder.claim(workdir)
     console.say(f"\nsuggested: --config.optimizer.learning_rate={suggestion:.2g} (plot: {workdir / 'learning_rates.png'})")
     if jax.process_index() == 0:
         find_rate.plot(workdir / "learning_rates.png", rates, np.array(losses), suggestion)

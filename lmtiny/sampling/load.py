@@ -10,7 +10,7 @@ import ml_collections
 from lmtiny import tokenizer as tokenizer_lib
 from lmtiny.errors import UserError
 from lmtiny.model import size
-from lmtiny.training import checkpoint
+from lmtiny.training import checkpoint, manifests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +30,26 @@ def load_model(where: str | pathlib.Path) -> LoadedModel:
     Raises:
       UserError: no such checkpoint, a damaged one, or a tokenizer it was not trained with.
     """
-    run, step = checkpoint.find(where)
-    if step is None:
-        step = checkpoint.newest_intact(run)
-    if step is None:
-        raise UserError(f"no checkpoint at {where}: nothing was saved there yet")
-    path = run / "checkpoints" / str(step)
-    manifest = checkpoint.read_manifest(path)
-    config = checkpoint.load_config(manifest, path)
-    tokenizer = tokenizer_lib.load(run / "tokenizer")
-    if tokenizer.hash != manifest["tokenizer_hash"]:
-        raise UserError(f"{run / 'tokenizer'} is not the tokenizer that {path} was trained with")
+    for _ in range(manifests.LISTINGS):
+        found = manifests.opened(where, "--checkpoint")
+        with manifests.kept(found.path):
+            try:
+                return _loaded(found)
+            except Exception:
+                # A run that trains beside may have discarded what was the newest.
+                if found.step is not None or (found.path / manifests.MANIFEST).is_file():
+                    raise
+    raise UserError(f"no checkpoint at {where} stays long enough to be read: copy one, and name the copy")
+
+
+def _loaded(found: manifests.Opened) -> LoadedModel:
+    path, config = found.path, found.config
+    tokenizer = tokenizer_lib.load(found.run / "tokenizer")
+    if tokenizer.hash != found.manifest["tokenizer_hash"]:
+        raise UserError(f"{found.run / 'tokenizer'} is not the tokenizer that {path} was trained with")
     _, shapes, _ = size.abstract(config)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
-    return LoadedModel(config, checkpoint.restore_params(path, wanted), tokenizer, path, step)
+    params = checkpoint.restore_params(path, wanted)
+    manifests.warn_if_unsealed(found.manifest, path)
+    return LoadedModel(config, params, tokenizer, path, found.manifest["step"])

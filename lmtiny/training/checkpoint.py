@@ -4,43 +4,57 @@
     checkpoints/<step>/rest/       optimizer state and counters
     checkpoints/<step>/manifest.json
 
-The manifest is written last, aside and then renamed, so a step folder without one is a save that was cut short.  It holds
-the step, the data's row index, the config, the hashes of tokenizer and data, every array's shape and type and every file's hash:
-orbax by itself restores flipped bits without a word and takes an empty folder for the latest checkpoint.
+The manifest (`training.manifests`) is written last, aside and then renamed, so a step folder without one is a save that was
+cut short.  It holds the step, the data's row index, the config, the hashes of tokenizer and data, every array's shape and
+type and every file's hash: orbax by itself restores flipped bits without a word and takes an empty folder for the latest
+checkpoint.
 """
 
+import contextlib
 import dataclasses
-import hashlib
-import json
+import errno
+import functools
+import logging
+import math
+import os
 import pathlib
-import shutil
+import re
+import sys
 import threading
+import time
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 
-from lmtiny import config as config_lib
-from lmtiny import console
+from lmtiny import console, ownership
 from lmtiny.errors import UserError
-from lmtiny.files import write_aside
+from lmtiny.training import manifests
 from lmtiny.training.state import TrainState
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-KEYS = ("format", "step", "row", "metrics", "tokenizer_hash", "data_hash", "config", "arrays", "files")  # of the manifest
 
 
 class Saver:
-    """Saves checkpoints of one run in the background, and keeps the newest and the best."""
+    """Saves checkpoints of one run in the background, and keeps the newest and the best.
+
+    A save that fails is a warning, and the next save tries again; `finish` is where it is an error. What is discarded are
+    checkpoints of this very run, once a newer one is complete; trouble with them is a warning.
+    """
 
     def __init__(self, folder: str | pathlib.Path, config: ml_collections.ConfigDict, tokenizer_hash: str, data_hash: str):
         self.folder, self.config = pathlib.Path(folder).absolute(), config
         self.hashes = {"tokenizer_hash": tokenizer_hash, "data_hash": data_hash}
+        self._hook = sys.unraisablehook
+        _let_a_failure_be_told_in_one_line(self._hook)
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._step, self._error = -1, None  # of the last save: its step, and what went wrong
+        self._warnings, self._told = list[str](), set[str]()  # for the loop's own thread to tell; what was told already
+
+    _error: Exception | None
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
         """Starts saving; returns when the arrays are copied to the host, so that the next step may overwrite them.
@@ -48,135 +62,178 @@ class Saver:
         Args:
           metrics: recorded with the checkpoint; "validation_bits_per_byte" decides which is the best.
         """
-        self.wait()
-        target = self.folder / str(step)
-        if jax.process_index() == 0 and target.exists():
-            if (target / MANIFEST).exists():
-                raise UserError(f"checkpoint {target} exists already and is not overwritten: does another run write there?")
-            shutil.rmtree(target)  # a save that was cut short
-        _barrier(f"save {step}")
-        self._checkpointer.save(
-            target,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(_rest(state))
-            ),
-        )
-        manifest = {
-            "format": FORMAT,
-            "step": step,
-            "row": step * self.config.train.batch_size,
-            "metrics": metrics,
-            **self.hashes,
-            "config": self.config.to_dict(),
-            "arrays": _describe(state),
-        }
-        self._thread = threading.Thread(target=self._finish, args=(target, manifest), name="checkpoint")
-        self._thread.start()
+        if not self.wait():
+            self._warn("training goes on, and step {step} is saved instead", step)
+        self._step, self._error, target = step, None, self.folder / str(step)
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                clear(self.folder)  # a save that failed takes room
+            self._attempt(lambda: ownership.begin(target))
+        if self._agreed():
+            manifest = {
+                "step": step,
+                "row": step * self.config.train.batch_size,
+                "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+                **self.hashes,
+                "config": self.config.to_dict(),
+                "arrays": _describe(state),
+            }
+            params, rest = ocp.args.StandardSave(state.params), ocp.args.StandardSave(_rest(state))
+            self._attempt(lambda: self._checkpointer.save(target, args=ocp.args.Composite(params=params, rest=rest)))
+            complete = functools.partial(self._attempt, lambda: self._complete(target, manifest))
+            self._thread = threading.Thread(target=complete, name="checkpoint")
+            self._thread.start()
+        self.look()
 
-    def wait(self) -> None:
-        """Returns when what was begun is on disk; raises what went wrong on the way."""
+    def look(self) -> None:
+        """Warns of what went wrong meanwhile; waits for nothing."""
+        if self._thread is None or not self._thread.is_alive():
+            if self._error is not None:
+                self._warn("training goes on, and the next save tries again")
+            while self._warnings:
+                console.warn(self._warnings.pop(0))
+
+    def wait(self) -> bool:
+        """Returns, once what was begun is at its end, whether it is on disk; all processes ask, and get the same answer."""
+        self._join()
+        return self._agreed()
+
+    def finish(self, step: int, state: TrainState, metrics: dict[str, float]) -> None:
+        """Returns when `step`, which is being saved, is on disk, if need be after one more attempt.
+
+        Raises:
+          UserError: it cannot be saved; says which checkpoint is the newest.
+        """
+        if not self.wait():
+            self._warn("that is tried once more")
+            self.save(step, state, metrics)
+        if not self.wait():
+            newest = self.newest()
+            goes_on = f"step {newest} is the newest that is saved: the same command goes on from it"
+            raise UserError(f"{self._problem()}; {goes_on if newest else 'nothing was saved'}")
+        self.look()
+
+    def newest(self) -> int:
+        """Returns the newest step that is saved, 0 where none is; waits for what was begun."""
+        self._join()
+        return (manifests.steps(self.folder) or [0])[-1]
+
+    def close(self) -> None:
+        """Waits for what was begun, then lets go of orbax's threads."""
+        try:
+            self._join()
+            self.look()
+        finally:
+            self._checkpointer.close()
+            sys.unraisablehook = self._hook
+
+    def _attempt(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # told by `look` or `finish`: a thread cannot raise into the loop
+            self._error = self._error or error
+
+    def _agreed(self) -> bool:
+        """Returns whether no process has failed; none returns before all have asked."""
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils  # its import costs time a laptop never needs
+
+            if multihost_utils.process_allgather(np.asarray(self._error is not None)).any():
+                self._error = self._error or OSError(0, "it failed on another process")
+        return self._error is None
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise UserError(f"saving a checkpoint under {self.folder} failed: {' '.join(str(error).split())[:300]}") from error
 
-    def close(self) -> None:
-        """Waits, then lets go of orbax's threads."""
-        try:
-            self.wait()
-        finally:
-            self._checkpointer.close()
+    def _problem(self) -> str:
+        return f"step {self._step} could not be saved in {self.folder}: {_words(self._error)}"
 
-    def _finish(self, target: pathlib.Path, manifest: dict[str, Any]) -> None:
-        try:
-            self._checkpointer.wait_until_finished()
-            if jax.process_index() == 0:
-                manifest["files"] = {name: _sha256(target / name) for name in _files(target)}
-                write_aside(target / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    def _warn(self, then: str, next_step: int = -1) -> None:
+        """Tells, once a step, that it was not saved."""
+        if f"step {self._step}" not in self._told:
+            self._told.add(f"step {self._step}")
+            console.warn(f"{self._problem()}; {then.format(step=next_step)}")
+
+    def _complete(self, target: pathlib.Path, manifest: dict[str, Any]) -> None:
+        self._checkpointer.wait_until_finished()
+        if jax.process_index() == 0:
+            manifests.write(target, manifest)
+            try:
+                clear(self.folder)
                 self._discard_old()
-        except BaseException as error:  # told by the next wait(): a thread cannot raise into the loop
-            self._error = error
+            except OSError as error:  # tidying up is not worth a run
+                what = f"{self.folder} cannot be tidied up: {_words(error)}"
+                self._complain("tidying", f"{what}; older checkpoints stay")
+
+    def _complain(self, about: str, text: str) -> None:
+        if about not in self._told:
+            self._told.add(about)
+            self._warnings.append(text)
 
     def _discard_old(self) -> None:
-        values = {step: read_manifest(self.folder / str(step))["metrics"].get("validation_bits_per_byte") for step in steps(self.folder)}
-        kept = set(sorted(values)[-self.config.checkpoint.keep :])
+        saved = {}
+        for step in manifests.steps(self.folder):
+            try:
+                manifest = manifests.read(self.folder / str(step))
+            except UserError as error:
+                self._complain(str(error), f"{error}; it stays")
+                continue
+            if {name: manifest[name] for name in self.hashes} == self.hashes:
+                saved[step] = manifest
+        kept = set(sorted(saved)[-self.config.checkpoint.keep :])
+        values = {step: manifest["metrics"].get("validation_bits_per_byte") for step, manifest in saved.items()}
         measured = {step: value for step, value in values.items() if value is not None}
         if self.config.checkpoint.keep_best and measured:
             kept.add(min(measured, key=lambda step: (measured[step], -step)))
-        newest = max(values)
-        for path in self.folder.iterdir():  # older saves that were cut short go too
-            outdated = path.name.isdigit() and int(path.name) < newest and int(path.name) not in kept
-            if outdated or ".orbax-checkpoint-tmp" in path.name:
-                shutil.rmtree(path)
+        for step in saved.keys() - kept:
+            path = self.folder / str(step)
+            if stays := manifests.discard(path, saved[step]):
+                what = f"{path} holds what is no part of the checkpoint ({', '.join(stays[:3])})"
+                self._complain(str(path), f"{what}: it stays")
 
 
-def steps(folder: pathlib.Path) -> list[int]:
-    """Returns the steps of the finished checkpoints in `folder`, ascending."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and (path / MANIFEST).is_file())
-
-
-def find(where: str | pathlib.Path) -> tuple[pathlib.Path, int | None]:
-    """Returns (run folder, step or None for the newest) of `RUN` or `RUN/step` (or `RUN/checkpoints/step`).
-
-    Raises:
-      UserError: nothing there is a run.
-    """
-    path = pathlib.Path(where)
-    run, step = (path.parent, int(path.name)) if path.name.isdigit() and not (path / "checkpoints").is_dir() else (path, None)
-    run = run.parent if run.name == "checkpoints" else run
-    if not (run / "checkpoints").is_dir():
-        what = "has no checkpoints/ folder" if run.is_dir() else "is a file" if run.exists() else "does not exist"
-        raise UserError(f"no checkpoint at {where}: {run} {what}; give the folder of a run, such as runs/tiny")
-    return run, step
-
-
-def read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the manifest of the checkpoint in the folder `path`; raises UserError where there is none, or another format."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        missing = [key for key in KEYS if key not in manifest]
-    except FileNotFoundError:
-        what = "has no manifest.json: its save was cut short" if path.is_dir() else "does not exist"
-        raise UserError(f"checkpoint {path} {what}") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"checkpoint {path}: {MANIFEST} cannot be read: {' '.join(str(error).split())}") from None
-    if missing:
-        raise UserError(f"checkpoint {path}: {MANIFEST} lacks {', '.join(missing)}")
-    if manifest["format"] != FORMAT:
-        raise UserError(f"checkpoint {path} has format {manifest['format']}; this lmtiny reads {FORMAT}")
-    return manifest
-
-
-def verify(path: pathlib.Path, part: str = "") -> dict[str, Any]:
-    """Returns the manifest after comparing every file (of `part`: "params" or "rest") with its hash.
-
-    Raises:
-      UserError: naming the first file that is missing, altered, or not in the manifest.
-    """
-    manifest = read_manifest(path)
-    here = {name for name in _files(path) if name.startswith(part)}
-    for name, (size, sha256) in manifest["files"].items():
-        if not name.startswith(part):
+def clear(folder: pathlib.Path) -> None:
+    """Removes the saves in `folder` that were cut short, and the marks of those that were not. Raises OSError."""
+    for mark in folder.glob(f"*{ownership.BEGUN}"):
+        path = mark.with_suffix("")
+        if (path / manifests.MANIFEST).is_file():
+            ownership.complete(path)
             continue
-        if name not in here:
-            raise UserError(f"checkpoint {path}: {name} is missing")
-        if [size, sha256] != (found := _sha256(path / name)):
-            what = f"has {found[0]} bytes, not {size}" if found[0] != size else "is not what was saved (its hash differs)"
-            raise UserError(f"checkpoint {path}: {name} {what}")
-    if extra := sorted(here - set(manifest["files"])):
-        raise UserError(f"checkpoint {path}: {extra[0]} is not part of it")
-    return manifest
+        for left in reversed(range(50)):
+            try:
+                ownership.remove_begun(path)
+                break
+            except OSError as error:
+                # Where one of orbax's writers failed, others may still be at work for a moment.
+                if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                time.sleep(0.1)
 
 
-def load_config(manifest: dict[str, Any], path: pathlib.Path) -> ml_collections.ConfigDict:
-    """Returns the checked config a checkpoint was trained with."""
-    config = config_lib.from_dict(manifest["config"], str(path / MANIFEST))
-    config_lib.check(config)
-    return config
+def _let_a_failure_be_told_in_one_line(otherwise: Callable[["sys.UnraisableHookArgs"], Any]) -> None:
+    """Silences the hundreds of lines in which orbax and tensorstore tell of a save that failed: `Saver` does that."""
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # to which a writer reports that nobody waits for
+            otherwise(unraisable)
+
+    sys.unraisablehook = hook
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+
+
+def _words(error: BaseException | None) -> str:
+    """Returns the system's words for what went wrong, where an exception, or one behind it, has them; else its own."""
+    one = error
+    while one is not None:
+        if isinstance(one, OSError) and one.strerror:
+            return one.strerror
+        if number := re.search(r"os_error_code='(\d+)'", str(one)):  # of tensorstore, which writes the arrays
+            return os.strerror(int(number[1]))
+        one = one.__cause__ or one.__context__
+    return " ".join(str(error).split())[:200]
 
 
 def restore(path: pathlib.Path, wanted: TrainState) -> TrainState:
@@ -185,48 +242,29 @@ def restore(path: pathlib.Path, wanted: TrainState) -> TrainState:
     Raises:
       UserError: damaged (`verify`), or other arrays than wanted.
     """
-    manifest = verify(path)
+    manifest = manifests.verify(path)
     _compare(path, manifest["arrays"], _describe(wanted))
     arguments = ocp.args.Composite(
         params=ocp.args.StandardRestore(wanted.params), rest=ocp.args.StandardRestore(_rest(wanted))
     )
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(path.absolute(), args=arguments)
+    restored = _restored(path, arguments)
     return dataclasses.replace(wanted, params=restored["params"], **restored["rest"])
 
 
 def restore_params(path: pathlib.Path, wanted: Any) -> Any:
     """Returns only the verified weights, placed as the tree `wanted` of ShapeDtypeStructs says."""
-    manifest = verify(path, "params")
+    manifest = manifests.verify(path, "params")
     saved = {name: array for name, array in manifest["arrays"].items() if name.startswith("params")}
     _compare(path, saved, _describe({"params": wanted}))
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path.absolute(), args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted)))["params"]
+    return _restored(path, ocp.args.Composite(params=ocp.args.StandardRestore(wanted)))["params"]
 
 
-def newest_intact(run: pathlib.Path) -> int | None:
-    """Returns the newest step whose files are all as saved, or None where nothing was saved yet; tells what it passes over.
-
-    Raises:
-      UserError: there are checkpoints, and none is intact: starting anew would lose the run without a word.
-    """
-    folder = run / "checkpoints"
-    finished = steps(folder)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir() and not (path / MANIFEST).is_file():
-            console.warn(f"checkpoint {path} was cut short while it was saved; it is left out")
-    problem = ""
-    for step in reversed(finished):
-        try:
-            verify(folder / str(step))
-            return step
-        except UserError as error:
-            problem = str(error)
-            if step != finished[0]:
-                console.warn(f"{problem}; trying the one before")
-    if problem:
-        raise UserError(f"{problem}; no intact checkpoint is left in {folder}: move the folder away to train anew")
-    return None
+def _restored(path: pathlib.Path, arguments: ocp.args.Composite) -> Any:
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path.absolute(), args=arguments)
+    except Exception as error:  # of many kinds; the files are those that were saved, so that was no lmtiny
+        raise UserError(f"checkpoint {path} cannot be restored: {_words(error)}") from error
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -250,19 +288,3 @@ def _compare(path: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) 
 
 def _text(array: list[Any]) -> str:
     return f"{array[1]}[{', '.join(map(str, array[0]))}]"
-
-
-def _files(path: pathlib.Path) -> list[str]:
-    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
-
-
-def _sha256(path: pathlib.Path) -> list[Any]:
-    with open(path, "rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils  # its import starts nothing, but costs time a laptop never needs
-
-        multihost_utils.sync_global_devices(name)

@@ -2,7 +2,7 @@
 
 import pathlib
 import time
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -19,12 +19,17 @@ from lmtiny.training.optimizer import peak_rates, schedule
 class Reporter:
     """Logs every `log.every` steps: loss, gradient norm, rate, tokens/s, MFU; stops the run at a loss that is not finite."""
 
-    def __init__(self, config: ml_collections.ConfigDict, log: RunLog | None, bar: console.Progress, first_step: int, started: float):
+    def __init__(
+        self, config: ml_collections.ConfigDict, log: RunLog | None, bar: console.Progress, first_step: int,
+        started: float, newest_saved: Callable[[], int],
+    ):  # fmt: skip
         """Args:
         log: None in all processes but the first.
         first_step: steps done before this start.
         started: time.monotonic() of the program's start.
+        newest_saved: returns the newest step that is saved, 0 where none is.
         """
+        self.newest_saved = newest_saved
         self.config, self.log, self.bar, self.started = config, log, bar, started
         self.first_step, self.counted, self.clock = first_step, first_step, time.monotonic()
         self.tokens_a_step = config.train.batch_size * config.model.context_length
@@ -45,7 +50,7 @@ class Reporter:
             return
         (step, metrics), self._waiting = self._waiting, None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        refuse_non_finite(values["bad_step"], values["bad_row"], self.config)
+        self.refuse_bad(values["bad_step"], values["bad_row"])
         now = time.monotonic()
         if step == self.first_step + 1:  # it compiled: no measure of speed
             console.say(f"first step done {console.duration(now - self.started)} after the start, loss {values['loss']:.3f}")
@@ -69,27 +74,24 @@ class Reporter:
         shown = {"mfu": f"{figures['mfu']:.1%}"} if self.peak else {}
         self.bar.update(step * self.tokens_a_step, step=f"{step}/{self.config.train.num_steps}", loss=f"{values['loss']:.3f}", **shown)
 
+    def refuse_bad(self, bad_step: int, bad_row: int) -> None:
+        """Raises UserError where a step was bad (>= 0): which, which row of the data, what is saved, and what to try."""
+        if bad_step < 0:
+            return
+        batch_size, saved = self.config.train.batch_size, self.newest_saved()
+        first = bad_step * batch_size
+        rows = f"rows {first} to {first + batch_size - 1} (the gradient, no single row)"
+        where = f"row {first + bad_row}" if bad_row >= 0 else rows
+        raise UserError(
+            f"the loss is not finite at step {bad_step + 1}, {where} of the shuffled data; "
+            "the weights of that step were not changed, "
+            f"and {f'checkpoint {saved} is good' if saved else 'nothing was saved yet'}. "
+            "Lower optimizer.learning_rate, or raise optimizer.warmup_steps"
+        )
+
     def resume(self, step: int) -> None:
         """Starts the clock anew after step `step`: what lay between (validation, samples, saving) is no training time."""
         self.clock, self.counted = time.monotonic(), step
-
-
-def refuse_non_finite(bad_step: int, bad_row: int, config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where a step was bad (>= 0): which, which row of the data, and what to try."""
-    if bad_step < 0:
-        return
-    first = bad_step * config.train.batch_size
-    rows = f"rows {first} to {first + config.train.batch_size - 1} (the gradient, no single row)"
-    where = f"row {first + bad_row}" if bad_row >= 0 else rows
-    raise UserError(
-        f"the loss is not finite at step {bad_step + 1}, {where} of the shuffled data; the weights of that step were not changed, "
-        "and the last checkpoint is good. Lower optimizer.learning_rate, or raise optimizer.warmup_steps"
-    )
-
-
-def refuse_bad_state(state: Any, config: ml_collections.ConfigDict) -> None:
-    """Raises UserError if a step since the last log line was bad, before such a state is saved."""
-    refuse_non_finite(int(state.bad_step), int(state.bad_row), config)
 
 
 def say_summary(workdir: pathlib.Path, config: ml_collections.ConfigDict, validation: str, started: float) -> None:

@@ -3,53 +3,133 @@
 import contextlib
 import os
 import pathlib
-import time
-from collections.abc import Iterator
+import secrets
+from collections.abc import Collection, Iterator
 
 import jax
 import ml_collections
+import numpy as np
 
 from lmtiny import config as config_lib
-from lmtiny import console
+from lmtiny import console, files, ownership
 from lmtiny.data import Prepared, mixture, prepared_before
 from lmtiny.errors import UserError
-from lmtiny.files import try_lock, write_aside
 from lmtiny.model import size
 from lmtiny.run_log import RunLog
-from lmtiny.training import checkpoint
+from lmtiny.training import checkpoint, manifests
+
+WHAT = "a run"  # says the mark in its folder
+_OWN = (
+    ownership.MARK, ".lock", "checkpoints", "config.json", "tokenizer", "metrics.jsonl", "samples.txt", "curves.png",
+    "tensorboard", "learning_rates.png",
+)  # fmt: skip
 
 
 def config_of_checkpoint(where: str, overrides: dict[str, str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, int | None, str]:
     """Returns (config with `overrides` applied, run folder, step or None for the newest, digest of its rows) of a `RUN[/step]`."""
-    run, step = checkpoint.find(where)
-    found = step if step is not None else checkpoint.newest_intact(run)
-    if found is None:
-        raise UserError(f"no checkpoint at {where}: nothing was saved there yet")
-    path = run / "checkpoints" / str(found)
-    manifest = checkpoint.read_manifest(path)
-    config = checkpoint.load_config(manifest, path)
+    found = manifests.opened(where, "--resume")
+    config = found.config
     for name, value in overrides.items():
         config_lib.set_knob(config, name, value)
     config_lib.check(config)
-    return config, run, step, manifest["data_hash"]
+    return config, found.run, found.step, found.manifest["data_hash"]
+
+
+def _lies_here(folder: str) -> bool:
+    """Returns whether a path leads below the current folder."""
+    try:
+        return not os.path.isabs(folder) and pathlib.Path(folder).resolve().is_relative_to(pathlib.Path().resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, a loop of links
+        return False
+
+
+def rows_at_hand(
+    config: ml_collections.ConfigDict, rows: str, workdir: pathlib.Path, overrides: Collection[str], trusted: bool
+) -> Prepared | None:
+    """Returns the prepared shards with the digest `rows`, from data.dir or prepared/; None where a run is `trusted` to make them.
+
+    The run may be a stranger's: unless it is trusted, a data.dir of its own is looked at only where it lies below the current
+    folder, and is emptied in `config` elsewhere.
+
+    Args:
+      overrides: the knobs that the command line gave.
+
+    Raises:
+      UserError: they are not there, and to make them would be to read, fetch and write what the run's config says.
+    """
+    named = config.data.dir
+    if not (trusted or "data.dir" in overrides or _lies_here(named)):
+        config.data.dir = ""
+    anywhere = config_lib.from_dict(config.to_dict(), "")
+    anywhere.data.dir = ""
+    found = prepared_before(config, rows) or prepared_before(anywhere, rows)
+    if found is None and not trusted:
+        length, said = config_lib.validation_length(config), f" (the run says {named[:100]})" if named else ""
+        raise UserError(
+            f"the rows that {workdir} was trained on, with validation rows of {length} tokens, are not here. "
+            f"Name their folder with --config.data.dir{said}, or start the run with --config FILE --workdir {workdir}, "
+            f"or add --trust-run: they are made as the run's config says, which {_what_it_would_do(config, named)}"
+        )
+    return found
+
+
+def _what_it_would_do(config: ml_collections.ConfigDict, data_dir: str) -> str:
+    """Returns in words what preparing by this config reads and writes."""
+    corpus = config.corpus
+    read = [source["path"] for source in corpus.sources] if corpus.kind == "sources" else [corpus.path or "the builtin corpus"]
+    read += [path for path in (corpus.validation_path, corpus.decontaminate, corpus.quality_good, corpus.quality_bad) if path]
+    read += [config.tokenizer.path] if config.tokenizer.path else []
+    written = [data_dir or "prepared/"] + ([corpus.download_dir] if corpus.kind == "sources" else [])
+    shown = ", ".join(map(str, read))
+    return f"reads {shown[:200]}{'...' if len(shown) > 200 else ''} and writes to {' and '.join(written)[:100]}"
+
+
+def how_to_go_on(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> str:
+    """Returns the command that goes on with the run."""
+    elsewhere = "" if _lies_here(config.data.dir) else f" --config.data.dir={config.data.dir}"
+    return f"python -m lmtiny.train --resume {workdir}{elsewhere}"
 
 
 def refuse_unusable(workdir: pathlib.Path) -> None:
-    """Raises UserError where `workdir` cannot become a folder: before anything is prepared for it."""
-    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"--workdir {workdir}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"--workdir {workdir}: {there} cannot be written to")
+    """Raises UserError where `workdir` cannot become the folder of a run or is a stranger's: before anything is prepared."""
+    files.refuse_url(workdir, "--workdir")
+    try:
+        there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"--workdir {workdir}: {there} is a file, not a folder")
+        if not os.access(there, os.W_OK):
+            raise UserError(f"--workdir {workdir}: {there} cannot be written to")
+        ownership.refuse_strangers(workdir, WHAT, "--workdir", lambda: _is_run(workdir))
+        for name in _OWN:
+            if (workdir / name).is_symlink():
+                raise UserError(f"{workdir / name} is a link, and would be written through; move it away")
+    except OSError as error:
+        raise UserError(f"--workdir {str(workdir)[:60]}: {error.strerror}") from None
+
+
+def claim(workdir: pathlib.Path) -> None:
+    """Makes the folder of a run and marks it as lmtiny's; raises UserError where it is not, or cannot be."""
+    try:
+        ownership.claim(workdir, WHAT, "--workdir", lambda: _is_run(workdir))
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be used: {error.strerror}") from None
+
+
+def _is_run(workdir: pathlib.Path) -> bool:
+    """Returns whether an older lmtiny, which left no mark, trained there: whether one of its checkpoints has a manifest."""
+    for step in manifests.steps(workdir / manifests.FOLDER):
+        with contextlib.suppress(UserError):
+            return bool(manifests.read(workdir / manifests.FOLDER / str(step)))
+    return False
 
 
 def refuse_another_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Raises UserError where the newest checkpoint in `workdir` is of a run with another config; reads its manifest alone."""
-    if not (steps := checkpoint.steps(workdir / "checkpoints")):
+    if not (steps := manifests.steps(workdir / manifests.FOLDER)):
         return
-    path = workdir / "checkpoints" / str(steps[-1])
+    path = workdir / manifests.FOLDER / str(steps[-1])
     try:
-        before = checkpoint.load_config(checkpoint.read_manifest(path), path)
+        before = manifests.config_of(manifests.read(path), path)
     except UserError:
         return  # damaged: that is for `open_run` to tell, which looks for one that is not
     now = config_lib.from_dict(config.to_dict(), "")
@@ -67,44 +147,76 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
     """Makes the folder of a run and holds it for this run alone; the first of its processes does so for all.
 
     Raises:
-      UserError: another run holds it, or it cannot be made.
+      UserError: another run holds it, it cannot be made, or not all processes see it.
     """
-    if jax.process_index():
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            claim(workdir)
+            try:
+                file = stack.enter_context(open(workdir / ".lock", "ab"))
+            except OSError as error:
+                raise UserError(f"--workdir {workdir} cannot be used: {error.strerror}") from None
+            if not files.try_lock(file):
+                raise UserError(f"{workdir} is being trained by another process: wait for it, or choose another --workdir")
+        _refuse_unshared(workdir)
         yield
+
+
+def _refuse_unshared(workdir: pathlib.Path) -> None:
+    """Raises UserError, in all processes, where one of them does not see what the first one writes in `workdir`."""
+    if jax.process_count() == 1:
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / ".lock", "ab")  # noqa: SIM115 -- closed below; what happens meanwhile is not this OSError's
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be used: {error.strerror}") from None
-    with file:
-        if not try_lock(file):
-            raise UserError(f"{workdir} is being trained by another process: wait for it, or choose another --workdir")
-        yield
+    from jax.experimental import multihost_utils
+
+    random = multihost_utils.broadcast_one_to_all(np.frombuffer(secrets.token_bytes(8), np.uint8))
+    token = workdir / (name := f".shared-{random.tobytes().hex()}")
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            token.write_bytes(b"")
+            stack.callback(token.unlink)
+        multihost_utils.sync_global_devices(name)
+        seen = multihost_utils.process_allgather(np.asarray(token.exists()))
+    if not seen.all():
+        blind = ", ".join(map(str, np.flatnonzero(~seen)))
+        raise UserError(
+            f"--workdir {workdir} is not on a file system that all {len(seen)} processes share: process {blind} does not see "
+            "what process 0 writes there; name a folder of a file system that every host mounts at that path"
+        )
 
 
 def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Prepared, step: int | None) -> int:
     """Returns how many steps of this run are done (0: it is new) after making sure that config, tokenizer and data are its own.
 
     Writes config.json and tokenizer/. `step` picks an older checkpoint. Later ones than the one gone on from (damaged,
-    or not wanted) are renamed, so that none of them is taken for the newest of this run, and none is lost.
+    or not wanted) are renamed, so that none of them is taken for the newest of this run, and none is lost. Saves that were
+    cut short are removed.
 
     Raises:
-      UserError: the folder holds a run of another config, tokenizer or text, or only damaged checkpoints.
+      UserError: the folder holds a run of another config, tokenizer or text, only damaged checkpoints, what stands in the way of
+        later ones, or cannot be written.
     """
-    done = checkpoint.newest_intact(workdir) if step is None else step
+    folder = workdir / manifests.FOLDER
+    done = manifests.newest_intact(workdir) if step is None else step
     if done is not None:
-        path = workdir / "checkpoints" / str(done)
-        manifest = checkpoint.verify(path)
-        if changed := config_lib.changed_on_resume(checkpoint.load_config(manifest, path), config):
+        path = folder / str(done)
+        manifest = manifests.verify(path)
+        manifests.warn_if_unsealed(manifest, path)
+        if changed := config_lib.changed_on_resume(manifests.config_of(manifest, path), config):
             raise _another_config(workdir, changed)
         if (manifest["tokenizer_hash"], manifest["data_hash"]) != (data.tokenizer.hash, data.digest):
             raise UserError(_other_data(workdir, config, data, manifest["data_hash"]))
+    for later in manifests.without_manifest(folder):
+        if int(later.name) > (done or 0) and not ownership.begun(later):
+            raise UserError(f"{later} has no {manifests.MANIFEST}, so lmtiny cannot tell whose it is; move it away")
     if jax.process_index() == 0:
-        if done is not None:
-            _set_aside_later(workdir / "checkpoints", done)
-        write_aside(workdir / "config.json", config_lib.to_json(config))
-        data.tokenizer.save(workdir / "tokenizer")
+        try:
+            checkpoint.clear(folder)
+            if done is not None:
+                _set_aside_later(folder, done)
+            files.write_aside(workdir / "config.json", config_lib.to_json(config))
+            data.tokenizer.save(workdir / "tokenizer")
+        except OSError as error:
+            raise UserError(f"{workdir} cannot be written: {error.strerror}") from None
     return done or 0
 
 
@@ -127,11 +239,9 @@ def _other_data(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: 
 
 
 def _set_aside_later(folder: pathlib.Path, step: int) -> None:
-    for later in checkpoint.steps(folder):
+    for later in manifests.steps(folder):
         if later > step:
-            aside = folder / f"{later}.set-aside-{time.strftime('%Y%m%d-%H%M%S')}"
-            (folder / str(later)).rename(aside)
-            console.say(f"checkpoint {later} is later than {step}: kept as {aside}")
+            console.say(f"checkpoint {later} is later than {step}: kept as {ownership.set_aside(folder / str(later))}")
 
 
 def open_log(workdir: pathlib.Path, config: ml_collections.ConfigDict, first_step: int) -> RunLog | None:

@@ -122,3 +122,11 @@ def test_an_empty_folder_can_be_removed_and_files_by_name_in_a_marked_one(tmp_pa
     (folder / ".lock").touch()
     ownership.remove_unused(folder)
     assert not folder.exists()
+
+
+def test_a_mark_that_is_a_link_is_not_written_through(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lmtiny").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="was not written by lmtiny"):
+        ownership.claim(tmp_path / "run", "a run", "--workdir")
+    assert not (tmp_path / "theirs").exists()

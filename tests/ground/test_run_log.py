@@ -46,10 +46,14 @@ def test_a_new_log_starts_empty(tmp_path: pathlib.Path) -> None:
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1]
 
 
-@pytest.mark.parametrize("wrong", ["not json", "[1]", '{"loss": 1}', '{"step": "x"}'])
+WRONG = ["not json", "[1]", '{"loss": 1}', '{"step": "x"}', '{"step": 1, "loss": "low"}', '{"step": 1, "loss": 1e999}',
+         pytest.param("[" * 100_000, id="nested"), pytest.param('{"step": 1, "loss": 1' + "0" * 400 + "}", id="huge")]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_broken_line_in_the_middle_is_told(tmp_path: pathlib.Path, wrong: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{wrong}\n{{"step": 2}}\n')
-    with pytest.raises(UserError, match="line 2 is not an object with a step"):
+    with pytest.raises(UserError, match="line 2 is not an object of numbers with a step"):
         read_metrics(tmp_path)
 
 

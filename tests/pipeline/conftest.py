@@ -4,12 +4,14 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import RUN_ONCE
+from tests.pipeline.in_process import Trainer
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 STEPS = 12
@@ -56,6 +58,11 @@ class Runs:
         own = [flag for flag in self.flags if flag.partition("=")[0] not in knobs]
         return [sys.executable, *start, *own, "--workdir", str(self.folder / workdir), *flags]
 
+    def resume(self, where, *flags):
+        """The command that goes on with a run, whose shards are elsewhere than a run may say by itself."""
+        shards = f"--config.data.dir={self.shared / 'shards'}"
+        return [sys.executable, "-m", "lmtiny.train", "--resume", str(self.folder / where), shards, *flags]
+
     def train(self, workdir, *flags, driver="", devices=1, command=None):
         command = command or self.command(workdir, *flags, driver=driver)
         return subprocess.run(command, cwd=self.folder, env=self.env(devices), capture_output=True, text=True, timeout=300)
@@ -90,3 +97,31 @@ def whole(tmp_path_factory, small_text, shared):
     done = runs.train("whole", *SAMPLES)
     assert done.returncode == 0, done.stdout + done.stderr
     return runs, done
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory):
+    """The folder of the rows of all runs in the process of the tests; the first of them makes them."""
+    return tmp_path_factory.mktemp("rows") / "shards"
+
+
+@pytest.fixture
+def trained(monkeypatch, capfd, tmp_path, rows, small_text):
+    """Trains in this process, in an empty folder: see `in_process.Trainer`."""
+    monkeypatch.chdir(tmp_path)
+    return Trainer(monkeypatch, capfd, rows, small_text)
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory):
+    """Where the first test that wants a finished run trains it; later ones copy it."""
+    return tmp_path_factory.mktemp("stranger") / "run"
+
+
+@pytest.fixture
+def run(trained, tmp_path, stranger):
+    """A finished run, with checkpoints 2 and 4, in the current folder."""
+    if not stranger.exists():
+        done = trained("--workdir", str(stranger))
+        assert done.code == 0, done.err
+    return shutil.copytree(stranger, tmp_path / "run", symlinks=True)

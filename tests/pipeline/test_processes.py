@@ -1,7 +1,6 @@
 """Real processes that find each other on this machine train as one does, save together, and another number of them goes on."""
 
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -36,9 +35,21 @@ def test_processes_are_one(whole, runs, num_processes, devices, mesh, then):
     np.testing.assert_allclose([found[step] for step in sorted(found)], [alone[step] for step in sorted(alone)], rtol=1e-5)
     # What they wrote, another number of processes reads.
     undone = [f"--config.parallel.{name}={then if name == 'data' else 1}" for name in {"data": 0} | mesh]
-    resume = [sys.executable, "-m", "lmtiny.train", "--resume", str(runs.folder / "run/8"), *undone]
+    resume = runs.resume("run/8", *undone)
     resumed = together(runs, then, 1, *resume) if then > 1 else runs.train("", command=resume)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on after step 8" in resumed.stdout
     one = runs.losses("run")
     np.testing.assert_allclose([one[step] for step in sorted(one)], [alone[step] for step in sorted(alone)], rtol=1e-5)
+
+
+def test_processes_that_do_not_share_the_folder_of_the_run_say_so_before_the_first_step(whole, runs):
+    command = runs.command("run")
+    command[command.index("--workdir") + 1] = "run"  # in the current folder, which each has for itself
+    apart = ["bash", "-c", 'mkdir "disk$LMTINY_PROCESS_ID" && cd "disk$LMTINY_PROCESS_ID" && exec "$@"', "x"]
+    done = together(runs, 2, 1, *apart, *command, "--config.parallel.data=2")
+    said = done.stdout + done.stderr
+    line = "lmtiny: error: --workdir run is not on a file system that all 2 processes share: process 1 does not see"
+    assert done.returncode == 1 and said.count(line) >= 1, said
+    assert "first step done" not in said and "Traceback" not in said
+    assert sorted(path.name for path in (runs.folder / "disk0/run").iterdir()) == [".lmtiny", ".lock"]

@@ -16,7 +16,7 @@ STEPS = 12
 # Kills the process, as `kill -9` does, at a moment of saving step 8.
 KILL = """
 import os, signal
-from lmtiny.training import checkpoint
+from lmtiny.training import checkpoint, manifests
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 """
 MOMENTS = {
@@ -29,8 +29,8 @@ def killed(self, path, *args, **kwargs):
 ocp.AsyncCheckpointer.save = killed
 """,
     "before the manifest": KILL + """
-write = checkpoint.write_aside
-checkpoint.write_aside = lambda path, text: die() if path.parent.name == "8" else write(path, text)
+write = manifests.files.write_aside
+manifests.files.write_aside = lambda path, text: die() if path.parent.name == "8" else write(path, text)
 """,
     "while old ones are discarded": KILL + """
 discard = checkpoint.Saver._discard_old
@@ -87,11 +87,12 @@ def test_stopped_by_sigterm_it_goes_on_bit_by_bit(whole, runs):
                 break
         rest = process.stdout.read()
     assert process.returncode == 130, rest
-    assert "stopped as asked" in rest and "--resume" in rest
+    assert "stopped as asked" in rest
     (saved,) = runs.checkpoints("run")[-1:]
     assert 1 <= saved < STEPS
     # From its checkpoint and its shards, without the config file.
-    resumed = runs.train("", command=[sys.executable, "-m", "lmtiny.train", "--resume", str(runs.folder / "run")])
+    assert f"--resume {runs.folder / 'run'} --config.data.dir={runs.shared / 'shards'}" in rest
+    resumed = runs.train("", command=runs.resume("run"))
     assert resumed.returncode == 0, resumed.stderr
     assert runs.losses("run") == whole[0].losses("whole")
 
@@ -132,8 +133,8 @@ def test_killed_while_saving_it_goes_on_from_the_save_before(whole, runs, moment
 
 def test_on_another_mesh_it_goes_on_with_the_same_batches(whole, runs):
     copy_of_whole(whole, runs)
-    flags = ["--resume", str(runs.folder / "run/8"), "--config.parallel.fsdp=2", "--config.parallel.tensor=2"]
-    done = runs.train("", command=[sys.executable, "-m", "lmtiny.train", *flags], devices=8)
+    flags = ["--config.parallel.fsdp=2", "--config.parallel.tensor=2"]
+    done = runs.train("", command=runs.resume("run/8", *flags), devices=8)
     assert done.returncode == 0, done.stderr
     assert "checkpoint 12 is later than 8: kept as" in done.stdout
     assert "data 2, fsdp 2, tensor 2" in done.stdout
@@ -143,9 +144,10 @@ def test_on_another_mesh_it_goes_on_with_the_same_batches(whole, runs):
 
 def test_a_resumed_run_may_validate_on_longer_rows(whole, runs):
     copy_of_whole(whole, runs)
-    resume = [sys.executable, "-m", "lmtiny.train", "--resume", str(runs.folder / "run/8"), "--config.evaluation.context_length=128"]
-    one_line(runs.train("", command=resume), "T of validation rows (evaluation.context_length)", "--rebuild")
-    done = runs.train("", command=[*resume, f"--config.data.dir={runs.folder / 'shards'}"])
+    resume = runs.resume("run/8", "--config.evaluation.context_length=128")
+    one_line(runs.train("", command=resume), "with validation rows of 128 tokens, are not here", "--trust-run")
+    one_line(runs.train("", command=[*resume, "--trust-run"]), "T of validation rows (evaluation.context_length)", "--rebuild")
+    done = runs.train("", command=[*resume, "--trust-run", f"--config.data.dir={runs.folder / 'shards'}"])
     assert done.returncode == 0, done.stderr
     assert runs.losses("run") == whole[0].losses("whole"), "training's rows are the same ones"
     before, after = (validation_losses(folder) for folder in (whole[0].folder / "whole", runs.folder / "run"))
@@ -179,7 +181,7 @@ def damaged(step, how):
 
 # Step -> how its checkpoint is damaged, and what is told of it.
 HOW_DAMAGED = {12: ("flipped", "its hash differs"), 11: ("truncated", "bytes, not"), 10: ("missing", "is missing"),
-               9: ("manifest", "cannot be read"), 8: ("empty", "cut short")}  # fmt: skip
+               9: ("manifest", "cannot be read"), 4: ("empty", "has no manifest.json")}  # fmt: skip
 
 
 def test_damaged_checkpoints_are_told_and_the_one_before_taken(whole, runs):
@@ -193,7 +195,7 @@ def test_damaged_checkpoints_are_told_and_the_one_before_taken(whole, runs):
     for step, (_, words) in HOW_DAMAGED.items():
         (warning,) = [line for line in warnings if f"checkpoints/{step}" in line]
         assert words in warning
-    assert "going on after step 7" in done.stdout
+    assert "going on after step 8" in done.stdout
     assert runs.losses("run") == whole[0].losses("whole")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lmtiny import config as config_lib
+from lmtiny.errors import UserError
 from lmtiny.training import reporter
 from lmtiny.training.optimizer import peak_rates, schedule
 
@@ -21,7 +22,7 @@ def told(monkeypatch, num_steps, readings):
     logged, shown = {}, []
     log = types.SimpleNamespace(write=lambda step, **figures: logged.update({step: figures}))
     bar = types.SimpleNamespace(update=lambda done, **figures: shown.append(done))
-    one = reporter.Reporter(config, log, bar, 0, started=0.0)
+    one = reporter.Reporter(config, log, bar, 0, started=0.0, newest_saved=lambda: 0)
     monkeypatch.setattr(reporter, "schedule", None)  # on a device it would wait for the step that is at work
     for step in range(1, num_steps + 1):
         one.tell(step, {"loss": np.float32(2), "grad_norm": np.float32(1), "bad_step": np.int32(-1), "bad_row": np.int32(-1)})
@@ -45,3 +46,13 @@ def test_the_rate_logged_is_that_of_the_step(monkeypatch):
 
 def test_a_run_of_one_step_has_done_it(monkeypatch):
     assert told(monkeypatch, 1, [3.0])[1] == [1]
+
+
+@pytest.mark.parametrize(("saved", "said"), [(0, "nothing was saved yet"), (4, "checkpoint 4 is good")])
+def test_a_loss_that_is_not_finite_names_the_checkpoint_there_is(saved, said):
+    config = config_lib.defaults()
+    config.train.num_steps, config.optimizer.warmup_steps = 8, 1
+    one = reporter.Reporter(config, None, None, 0, started=0.0, newest_saved=lambda: saved)
+    one.refuse_bad(-1, -1)
+    with pytest.raises(UserError, match=f"not finite at step 6, row {5 * config.train.batch_size + 3} .*{said}"):
+        one.refuse_bad(5, 3)
