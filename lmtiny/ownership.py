@@ -131,7 +131,7 @@ def _is_half_written(mark: pathlib.Path) -> bool:
 
 
 BEGUN = ".saving"
-_OF_ORBAX = ".orbax-checkpoint-tmp"  # what orbax appends to a name until it has written all
+OF_ORBAX = ".orbax-checkpoint-tmp"  # what orbax appends to a name until it has written all
 
 
 def begin(folder: pathlib.Path) -> None:
@@ -159,12 +159,20 @@ def complete(folder: pathlib.Path) -> None:
     _beside(folder).unlink(missing_ok=True)
 
 
-def remove_begun(folder: pathlib.Path) -> None:
-    """Removes what was begun and not completed, its mark last; nothing where there is no mark. Raises OSError."""
+def remove_begun(folder: pathlib.Path, stays_begun: bool = False) -> None:
+    """Removes what was begun and not completed, its mark last; nothing where there is no mark.
+
+    Args:
+      stays_begun: the mark stays, as something may still be written there.
+
+    Raises:
+      OSError: something cannot be removed.
+    """
     if begun(folder):
         for path in _parts(folder):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        complete(folder)
+        if not stays_begun:
+            complete(folder)
 
 
 def _beside(folder: pathlib.Path) -> pathlib.Path:
@@ -175,7 +183,7 @@ def _parts(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the folder, and what orbax makes before it, as far as they are there."""
     if not folder.parent.is_dir():
         return []
-    of_orbax = folder.name + _OF_ORBAX
+    of_orbax = folder.name + OF_ORBAX
     return sorted(path for path in folder.parent.iterdir() if path.name == folder.name or path.name.startswith(of_orbax))
 
 

@@ -67,7 +67,7 @@ class Saver:
         self._step, self._error, target = step, None, self.folder / str(step)
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
-                clear(self.folder)  # a save that failed takes room
+                clear(self.folder, stay_begun=True)  # a save that failed takes room
             self._attempt(lambda: ownership.begin(target))
         if self._agreed():
             manifest = {
@@ -80,9 +80,10 @@ class Saver:
             }
             params, rest = ocp.args.StandardSave(state.params), ocp.args.StandardSave(_rest(state))
             self._attempt(lambda: self._checkpointer.save(target, args=ocp.args.Composite(params=params, rest=rest)))
-            complete = functools.partial(self._attempt, lambda: self._complete(target, manifest))
-            self._thread = threading.Thread(target=complete, name="checkpoint")
-            self._thread.start()
+            if self._error is None:
+                complete = functools.partial(self._attempt, lambda: self._complete(target, manifest))
+                self._thread = threading.Thread(target=complete, name="checkpoint")
+                self._thread.start()
         self.look()
 
     def look(self) -> None:
@@ -111,6 +112,9 @@ class Saver:
             newest = self.newest()
             goes_on = f"step {newest} is the newest that is saved: the same command goes on from it"
             raise UserError(f"{self._problem()}; {goes_on if newest else 'nothing was saved'}")
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                clear(self.folder)
         self.look()
 
     def newest(self) -> int:
@@ -161,7 +165,7 @@ class Saver:
         if jax.process_index() == 0:
             manifests.write(target, manifest)
             try:
-                clear(self.folder)
+                ownership.complete(target)
                 self._discard_old()
             except OSError as error:  # tidying up is not worth a run
                 what = f"{self.folder} cannot be tidied up: {_words(error)}"
@@ -194,8 +198,15 @@ class Saver:
                 self._complain(str(path), f"{what}: it stays")
 
 
-def clear(folder: pathlib.Path) -> None:
-    """Removes the saves in `folder` that were cut short, and the marks of those that were not. Raises OSError."""
+def clear(folder: pathlib.Path, stay_begun: bool = False) -> None:
+    """Removes the saves in `folder` that were cut short, and the marks of those that were not.
+
+    Args:
+      stay_begun: the marks of the former stay: where one of orbax's writers failed, others may still be at work.
+
+    Raises:
+      OSError: something cannot be removed.
+    """
     for mark in folder.glob(f"*{ownership.BEGUN}"):
         path = mark.with_suffix("")
         if (path / manifests.MANIFEST).is_file():
@@ -203,10 +214,9 @@ def clear(folder: pathlib.Path) -> None:
             continue
         for left in reversed(range(50)):
             try:
-                ownership.remove_begun(path)
+                ownership.remove_begun(path, stay_begun)
                 break
-            except OSError as error:
-                # Where one of orbax's writers failed, others may still be at work for a moment.
+            except OSError as error:  # something is written there at this moment
                 if not left or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 time.sleep(0.1)

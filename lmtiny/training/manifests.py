@@ -93,6 +93,18 @@ def without_manifest(folder: pathlib.Path) -> list[pathlib.Path]:
     return [folder / str(step) for step in _numbered(folder) if not (folder / str(step) / MANIFEST).is_file()]
 
 
+def in_the_way(folder: pathlib.Path, done: int) -> list[pathlib.Path]:
+    """Returns what lies where a step later than `done` is to be saved, and is neither a checkpoint nor begun by a save."""
+    names = [path.name for path in without_manifest(folder)]
+    names += sorted(path.name for path in folder.glob(f"*{ownership.OF_ORBAX}*"))
+    steps_of = {name: name.partition(ownership.OF_ORBAX)[0] for name in names}
+    return [
+        folder / name
+        for name, step in steps_of.items()
+        if _STEP.fullmatch(step) and int(step) > done and not ownership.begun(folder / step)
+    ]
+
+
 def find(where: str | os.PathLike[str], named_by: str) -> tuple[pathlib.Path, int | None]:
     """Returns (run folder, step or None for the newest) of `RUN` or `RUN/step` (or `RUN/checkpoints/step`).
 

@@ -205,9 +205,8 @@ def open_run(workdir: pathlib.Path, config: ml_collections.ConfigDict, data: Pre
             raise _another_config(workdir, changed)
         if (manifest["tokenizer_hash"], manifest["data_hash"]) != (data.tokenizer.hash, data.digest):
             raise UserError(_other_data(workdir, config, data, manifest["data_hash"]))
-    for later in manifests.without_manifest(folder):
-        if int(later.name) > (done or 0) and not ownership.begun(later):
-            raise UserError(f"{later} has no {manifests.MANIFEST}, so lmtiny cannot tell whose it is; move it away")
+    for path in manifests.in_the_way(folder, done or 0):
+        raise UserError(f"{path} has no {manifests.MANIFEST}, so lmtiny cannot tell whose it is; move it away")
     if jax.process_index() == 0:
         try:
             checkpoint.clear(folder)

@@ -74,6 +74,9 @@ def test_a_folder_without_manifest_where_a_checkpoint_will_be_is_refused(trained
     before = everything(run)
     assert "checkpoints/2 has no manifest.json, so lmtiny cannot tell whose it is; move it away" in trained("--workdir", "run").line()
     assert everything(run) == before
+    for step in (2, 4):
+        (run / f"checkpoints/{step}").rename(run / f"checkpoints/{step}.orbax-checkpoint-tmp")
+    assert "checkpoints/2.orbax-checkpoint-tmp has no manifest.json" in trained("--workdir", "run").line()
 
 
 def test_an_older_lmtinys_run_goes_on_and_is_marked(trained, run):

@@ -165,9 +165,24 @@ def test_a_disk_that_is_full_for_small_files_too(folder, where, monkeypatch, cap
         patch.undo()
         one.save(3, state(3), {})
         assert one.wait()
+        one.finish(3, state(3), {})
     (line,) = capfd.readouterr().err.splitlines()
     assert "step 2 could not be saved" in line and "No space left on device" in line
     assert sorted(path.name for path in folder.iterdir()) == ["3"]
+
+
+def test_what_a_writer_leaves_late_is_still_known_to_be_begun(folder):
+    """Where one of orbax's writers fails, others may make the folder again after it was removed."""
+    with saver(folder) as one:
+        with no_room():
+            one.save(2, state(2), {})
+            assert not one.wait()
+        one.save(4, state(4), {})
+        assert one.wait() and ownership.begun(folder / "2")
+        (folder / "2.orbax-checkpoint-tmp").mkdir(exist_ok=True)
+        one.save(6, state(6), {})
+        one.finish(6, state(6), {})
+    assert sorted(path.name for path in folder.iterdir()) == ["6"]
 
 
 def test_what_is_read_is_not_discarded_meanwhile(folder):
