@@ -152,3 +152,29 @@ def test_devices_that_are_not_there_are_one_line(error, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(UserError, match=r"^JAX_PLATFORMS=cuda: jax finds no such device here; unset .*cpu \((Ass|Una)"):
         mesh.all_devices()
+
+
+KEPT = """
+import numpy as np
+from lmtiny.parallel import host
+def left():
+    block = np.ones(8_000_000)
+    top = np.ones(1)  # a small one above it
+    del block
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+host.keep_freed_memory()
+kept = left()
+host.give_freed_memory_back()
+block = np.ones(20_000_000)
+del block
+print(kept, left())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is of Linux")
+def test_memory_that_is_given_back_is_not_kept_beside_the_next():
+    own = ("GLIBC_TUNABLES", "LD_PRELOAD")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_") and name not in own}
+    done = subprocess.run([sys.executable, "-c", KEPT], env=clean, capture_output=True, text=True, check=True)
+    kept, after = map(int, done.stdout.split())
+    assert after < kept + 20_000  # KiB: 160 MB were taken and freed meanwhile
