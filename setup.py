@@ -32,7 +32,10 @@ setup(
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],  # those that are tested
     packages=find_packages(include=["lmtiny", "lmtiny.*"]),
-    package_data={"lmtiny.parallel": ["cpu_matmul.cc", "product.h", "vectors.h"]},
+    package_data={
+        "lmtiny.parallel": ["cpu_matmul.cc", "product.h", "vectors.h"],
+        "lmtiny.planning": ["slices.txt"],  # which launch/tpu_vm.sh reads too
+    },
     install_requires=[
         JAX,
         "flax>=0.12.8,<0.13",

@@ -31,9 +31,9 @@ def refuse_url(path: str | os.PathLike[str], named_by: str) -> None:
     Args:
       named_by: the flag or knob that gives the path, as in "--workdir".
     """
-    if _URL.match(os.fspath(path)):
-        where = "only folders and files of this machine can be used there"
-        raise UserError(f"{named_by}: {os.fspath(path)} is an address; {where}")
+    if _URL.match(written := os.fspath(path)):
+        address = re.sub(":/+", "://", written, count=1)
+        raise UserError(f"{named_by}: {address} is an address; only folders and files of this machine can be used there")
 
 
 def sweep(folder: pathlib.Path) -> None:
