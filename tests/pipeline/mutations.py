@@ -31,7 +31,7 @@ def mutate(folder: pathlib.Path, choose, outside: pathlib.Path, seal):
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     path = choose.choice(files)
     texts = [file for file in files if file.name.endswith((".json", ".jsonl")) or file.name.startswith("_")]
-    kind = choose.choice(["value", "value", "value", "bytes", "bytes", "kind", "name", "doubled"])
+    kind = choose.choice(["value", "value", "value", "bytes", "bytes", "digit", "digit", "kind", "name", "doubled"])
     if kind == "value":
         path = choose.choice(texts)
         raw = path.read_bytes()
@@ -58,6 +58,12 @@ def mutate(folder: pathlib.Path, choose, outside: pathlib.Path, seal):
             raw = b""
         else:
             raw += b"\n{}"
+        path.write_bytes(raw)
+    elif kind == "digit":  # as 0.003 becomes 0.007: of the right shape
+        path = choose.choice([file for file in texts if file.name == "manifest.json"] or texts)
+        raw = bytearray(path.read_bytes())
+        place = choose.choice([number for number, byte in enumerate(raw) if chr(byte).isdigit()])
+        what, raw[place] = f"at {place}", ord(choose.choice([one for one in "123456789" if ord(one) != raw[place]]))
         path.write_bytes(raw)
     elif kind == "kind":
         path = choose.choice([*files, *(one for one in folder.rglob("*") if one.is_dir())])
