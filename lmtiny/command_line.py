@@ -1,8 +1,9 @@
 """The command line that every entry point shares: `--config FILE`, `--config.X.Y=VALUE`, `--workdir`, its own flags.
 
 A flag that does not exist is refused in one line that names its neighbour; so is one that is given twice, a name that
-is empty or that no file can have, and a number outside its range. A flag of the type str takes any text. `--help` ends
-with all knobs, taken from `lmtiny.knobs`, and answers at once: nothing here imports jax.
+is empty or that no file can have, and a number outside its range; of a knob that is given twice the last value counts. A
+flag of the type str takes any text. `--help` ends with all knobs, taken from `lmtiny.knobs`, and answers at once: nothing
+here imports jax.
 """
 
 import argparse
@@ -103,7 +104,7 @@ def _new_parser(flags: Flags | None) -> _Parser:
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Returns (arguments for argparse, {dotted knob: text})."""
+    """Returns (arguments for argparse, {dotted knob: text}); the last of two overrides counts."""
     rest: list[str] = []
     overrides: dict[str, str] = {}
     knob_flags = [f"--config.{name}" for name, _ in knobs_lib.knobs()]
@@ -120,8 +121,6 @@ def _split(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             value = waiting.pop(0)
         if flag not in knob_flags:
             raise UserError(f"there is no flag {cut(flag)}{values.nearest(flag, knob_flags)}")
-        if flag.removeprefix("--config.") in overrides:
-            raise UserError(f"{flag} is given twice: leave one out")
         overrides[flag.removeprefix("--config.")] = value
     return rest, overrides
 

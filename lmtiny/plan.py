@@ -20,10 +20,11 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from lmtiny import command_line, console, files
+from lmtiny import command_line, console, files, json_data
 from lmtiny.config import MESH_AXES
 from lmtiny.errors import UserError
 from lmtiny.knobs import within
@@ -122,8 +123,19 @@ def refuse_to_write(path: pathlib.Path) -> None:
             raise UserError(f"--json: {path} is a folder; name a file")
         if not path.parent.is_dir():
             raise UserError(f"--json: {path} is in a folder that is not there")
+        if os.path.lexists(path) and not _is_a_plan(path):
+            raise UserError(f"--json: {path} is there, and is no plan; name another file, or take it away")
     except OSError as error:  # a name that is too long
         raise UserError(f"--json: {str(path)[:80]} cannot be written: {error.strerror or error}") from error
+
+
+def _is_a_plan(path: pathlib.Path) -> bool:
+    """Returns whether the file is one that `write_json` made: a plan, or a survey."""
+    try:
+        written = json_data.read(path, {"config": {"model": dict}}) if path.is_file() else {}
+    except UserError:
+        return False
+    return "survey" in written or "roofline" in written
 
 
 def devices_of(args: argparse.Namespace, target: "Slice | None") -> tuple[Chip, int, int]:

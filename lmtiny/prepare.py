@@ -28,7 +28,7 @@ from lmtiny import command_line, console, ownership
 from lmtiny.data import REPORT, prepare, ready_tokenizer, refuse_another_tokenizer, verify
 from lmtiny.errors import UserError
 from lmtiny.files import refuse_url, write_aside
-from lmtiny.tokenizer import load, refuse_to_export, tokenizer_json, warning_about
+from lmtiny.tokenizer import KINDS, load, refuse_to_export, tokenizer_json, warning_about
 
 COMPARISON = "a comparison of tokenizers"
 
@@ -70,10 +70,9 @@ def _is_an_export(file: pathlib.Path) -> bool:
     if not file.is_file() or file.is_symlink():
         return False
     try:
-        refuse_to_export(load(file).kind)
+        return load(file).kind in KINDS
     except UserError:
         return False
-    return True
 
 
 def _is_a_comparison(folder: pathlib.Path) -> bool:

@@ -22,8 +22,7 @@ ELSEWHERE = {
     "refining/decontamination.py": {"write_bytes"},  # in a folder that files.written names
     "tokenizer/compare.py": {"savefig"},  # at the name that files.written gives
     "run_log.py": {"open", "savefig"},  # of a run
-    "training/run_folder.py": {"rename", "open"},  # of a run
-    "training/checkpoint.py": {"rmtree"},  # of a run
+    "training/run_folder.py": {"open", "write_bytes", "unlink"},  # the lock and a token of a run that is marked
     "training/find_rate.py": {"savefig"},  # of a run
     "console.py": {"open"},  # /dev/null
 }

@@ -77,7 +77,6 @@ def test_flags_of_the_entry_point() -> None:
         (["--config.model.d_model=1"], "there is no flag --config.model.d_model; did you mean --config.model.width?"),
         (["--config", "configs/tiny.py", "--config", "configs/other.py"], "--config is given twice: leave one out"),
         (["--workdir=a", "--workdir", "b"], "--workdir is given twice: leave one out"),
-        (["--config.seed=1", "--config.seed", "2"], "--config.seed is given twice: leave one out"),
         (["--config", ""], "argument --config: '' is empty"),
         (["--config=configs/tiny.py", "--workdir="], "argument --workdir: '' is empty"),
         (["--config", "x" * 5000], "argument --config: 'xxx"),

@@ -127,6 +127,6 @@ def test_an_empty_folder_can_be_removed_and_files_by_name_in_a_marked_one(tmp_pa
 def test_a_mark_that_is_a_link_is_not_written_through(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.lmtiny").symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match="was not written by lmtiny"):
+    with pytest.raises(UserError, match="files that lmtiny did not write"):
         ownership.claim(tmp_path / "run", "a run", "--workdir")
     assert not (tmp_path / "theirs").exists()

@@ -54,9 +54,7 @@ class Runs:
         """`driver` is Python that runs first, in the same process: what breaks a run at a chosen moment."""
         program = f"{driver}\nimport runpy; runpy.run_module('lmtiny.train', run_name='__main__', alter_sys=True)"
         start = ["-c", program] if driver else ["-m", "lmtiny.train"]
-        knobs = {flag.partition("=")[0] for flag in flags}  # a knob may be given once
-        own = [flag for flag in self.flags if flag.partition("=")[0] not in knobs]
-        return [sys.executable, *start, *own, "--workdir", str(self.folder / workdir), *flags]
+        return [sys.executable, *start, *self.flags, "--workdir", str(self.folder / workdir), *flags]
 
     def resume(self, where, *flags):
         """The command that goes on with a run, whose shards are elsewhere than a run may say by itself."""

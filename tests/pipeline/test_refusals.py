@@ -1,10 +1,13 @@
 """What cannot work is refused by `python -m lmtiny.train` in one line, before anything is prepared or compiled."""
 
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from lmtiny.data import shards
 
 
 @pytest.mark.parametrize(
@@ -92,3 +95,34 @@ def test_find_lr(runs):
     assert 1e-6 < float(line.split("learning_rate=")[1].split()[0]) < 0.3
     assert (runs.folder / "run/learning_rates.png").stat().st_size > 10_000
     assert not (runs.folder / "run/checkpoints").exists()
+
+
+def test_training_refuses_the_same_rows_in_another_order(whole, runs):
+    """Of the same size, and before anything is written: from new, and resumed."""
+    from array_record.python import array_record_module
+
+    folder = shutil.copytree(runs.shared / "shards", runs.folder / "shards")
+    shard = next(folder.glob("train-*"))
+    rows = array_record_module.ArrayRecordReader(str(shard), shards.READ_OPTIONS).read_all()
+    size = shard.stat().st_size
+    writer = array_record_module.ArrayRecordWriter(str(shard), shards.WRITE_OPTIONS)
+    for row in reversed(rows):
+        writer.write(row)
+    writer.close()
+    assert shard.stat().st_size == size
+    shutil.copytree(whole[0].folder / "whole", runs.folder / "old")
+    before = sorted(runs.folder.rglob("*"))
+    resumed = [
+        sys.executable,
+        "-m",
+        "lmtiny.train",
+        "--resume",
+        "old",
+        f"--config.data.dir={folder}",
+        "--config.train.num_steps=20",
+    ]
+    for done in (runs.train("new", f"--config.data.dir={folder}"), runs.train("", command=resumed)):
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert f"{shard} was altered or damaged: its SHA-256 is not the manifest's" in line
+    assert sorted(runs.folder.rglob("*")) == before

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import sys
 
 import pytest
@@ -206,34 +205,3 @@ def test_an_address_where_a_folder_belongs_is_refused_at_once(command, tmp_path,
     told = command(*flags)
     assert "is an address; only folders and files of this machine" in told and contents(tmp_path) == before
     assert not list(tmp_path.glob("*:*"))
-
-
-def test_training_refuses_the_same_rows_in_another_order(whole, runs):
-    """Of the same size, and before anything is written: from new, and resumed."""
-    from array_record.python import array_record_module
-
-    folder = shutil.copytree(runs.shared / "shards", runs.folder / "shards")
-    shard = next(folder.glob("train-*"))
-    rows = array_record_module.ArrayRecordReader(str(shard), shards.READ_OPTIONS).read_all()
-    size = shard.stat().st_size
-    writer = array_record_module.ArrayRecordWriter(str(shard), shards.WRITE_OPTIONS)
-    for row in reversed(rows):
-        writer.write(row)
-    writer.close()
-    assert shard.stat().st_size == size
-    shutil.copytree(whole[0].folder / "whole", runs.folder / "old")
-    before = contents(runs.folder)
-    resumed = [
-        sys.executable,
-        "-m",
-        "lmtiny.train",
-        "--resume",
-        "old",
-        f"--config.data.dir={folder}",
-        "--config.train.num_steps=20",
-    ]
-    for done in (runs.train("new", f"--config.data.dir={folder}"), runs.train("", command=resumed)):
-        assert done.returncode == 1
-        (line,) = done.stderr.splitlines()
-        assert f"{shard} was altered or damaged: its SHA-256 is not the manifest's" in line
-    assert contents(runs.folder) == before

@@ -140,6 +140,16 @@ def test_a_compiler_that_fails_is_one_line():
         tpu_compiler._too_large(slices.parse("v5e-8"), "UNIMPLEMENTED: some fusion", 1.0, 1)
 
 
+def test_json_replaces_a_plan_and_no_file_of_somebody_else(tmp_path):
+    file = tmp_path / "plan.json"
+    for _ in range(2):
+        assert plan(*TINY, "--device", "v5e", "--json", str(file)).returncode == 0
+    for theirs in ("mine", "[1]", '{"config": {"model": {}}}'):
+        file.write_text(theirs)
+        done = plan(*TINY, "--device", "v5e", "--json", str(file))
+        assert done.returncode == 1 and "is there, and is no plan" in done.stderr and file.read_text() == theirs
+
+
 def test_compiling_says_how_long_it_takes(capsys):
     with tpu_compiler.told_meanwhile("compiling", every_s=0.001):
         while "compiling: " not in (said := capsys.readouterr().out):
